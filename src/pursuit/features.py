@@ -1,0 +1,263 @@
+"""The feature store: unit-norm projected gradients of every pool row at every checkpoint, on disk and memory-mapped.
+
+Layout of a store folder:
+
+    manifest.json                    what made it (provenance), N, T, d, rows a shard, checkpoint weights
+    checkpoint-00/00000.safetensors  rows 0 … shard_rows-1 at the first checkpoint:
+        features        (n, d)  float16 | bfloat16 | float32, rows of unit norm (a zero gradient stays a zero row)
+        norms           (n,)    float32, norm of the projected row before it was scaled
+        gradient_norms  (n,)    float32, norm of the plain gradient before preconditioning and projection
+        losses          (n,)    float32, mean response loss in nats a token
+
+A shard is written beside and renamed, and carries the SHA-256 of its tensors in its header: it is there whole, or it
+is found out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pursuit.errors import StoreError
+from pursuit.files import read_json, write_tensors
+
+Rows = slice | NDArray[np.int64]
+COLUMNS = ("features", "gradient_norms", "losses", "norms")
+
+
+class RowMatrix(Protocol):
+    """A matrix read by rows: a NumPy array, or a view of one that need not fit in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Any, /) -> NDArray[Any]: ...
+
+
+class Features:
+    """What a selector sees: N rows at T checkpoints in d dimensions.
+
+    Attributes:
+        weights: (T,) float64, the checkpoints' learning-rate weights, summing to 1.
+        gradient_norms, losses: (T, N) float32; NaN where unknown.
+        rows: N rows about the examples, with at least the column `source`.
+    """
+
+    def __init__(
+        self, checkpoints: Sequence[RowMatrix], weights: NDArray[np.float64], rows: pa.Table,
+        gradient_norms: NDArray[np.float32], losses: NDArray[np.float32],
+    ) -> None:  # fmt: skip
+        self._checkpoints = list(checkpoints)
+        self.weights = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self.rows = rows
+        self.gradient_norms, self.losses = gradient_norms, losses
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self._checkpoints[0].shape[0]
+
+    @property
+    def num_checkpoints(self) -> int:
+        """T."""
+        return len(self._checkpoints)
+
+    @property
+    def dimension(self) -> int:
+        """d, of one checkpoint."""
+        return self._checkpoints[0].shape[1]
+
+    def checkpoint(self, number: int) -> RowMatrix:
+        """(N, d) unit rows of one checkpoint, 0 ≤ number < T."""
+        return self._checkpoints[number]
+
+    def average(self) -> RowMatrix:
+        """(N, d) Σ_t w_t · unit row: TAGCOS' feature (arXiv 2407.15235, section 3), not scaled again."""
+        return self._checkpoints[0] if self.num_checkpoints == 1 else _Average(self._checkpoints, self.weights)
+
+    @classmethod
+    def from_array(
+        cls, array: NDArray[Any], *, sources: Sequence[str] | None = None, normalise: bool = True,
+        weights: Sequence[float] | None = None,
+    ) -> Features:  # fmt: skip
+        """Features of one's own: (N, d), or (N, T, d) for T checkpoints.
+
+        Args:
+            sources: N names, for `stratified` and for the report.
+            normalise: scale every row to unit norm, as the store does; zero rows stay zero.
+            weights: T checkpoint weights; equal without.
+
+        Raises:
+            StoreError: wrong shape, no rows, or NaN or infinity in a row (named).
+        """
+        array = np.asarray(array)
+        if array.ndim not in (2, 3) or 0 in array.shape:
+            raise StoreError(f"features must be (N, d) or (N, T, d) with at least one row, not {array.shape}.")
+        if array.dtype.kind not in "fiu":
+            raise StoreError(f"features must be numbers, not {array.dtype}.")
+        stacked = array[:, None] if array.ndim == 2 else array
+        n, t = stacked.shape[:2]
+        if weights is not None and len(weights) != t:
+            raise StoreError(f"{len(weights)} checkpoint weights for {t} checkpoints.")
+        if sources is not None and len(sources) != n:
+            raise StoreError(f"{len(sources)} sources for {n} rows.")
+        checkpoints: list[RowMatrix] = []
+        norms = np.empty((t, n), dtype=np.float32)
+        for number in range(t):
+            matrix = stacked[:, number].astype(np.float32)
+            norms[number] = np.linalg.norm(matrix, axis=1)
+            bad = np.flatnonzero(~np.isfinite(norms[number]))
+            if len(bad):
+                raise StoreError(f"features: row {bad[0]} is not finite ({len(bad)} such rows in all).")
+            if normalise:
+                matrix /= np.where(norms[number] > 0, norms[number], 1)[:, None]
+            checkpoints.append(matrix)
+        rows = pa.table({"index": np.arange(n), "source": pa.array(list(sources) if sources is not None else ["pool"] * n)})
+        unknown = np.full((t, n), np.nan, dtype=np.float32)
+        return cls(checkpoints, np.ones(t) if weights is None else np.asarray(weights), rows, norms, unknown)
+
+
+class _Average:
+    """Σ_t w_t · checkpoint_t, computed for the rows that are asked for."""
+
+    def __init__(self, checkpoints: Sequence[RowMatrix], weights: NDArray[np.float64]) -> None:
+        self.checkpoints, self.weights = checkpoints, weights.astype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.checkpoints[0].shape
+
+    def __getitem__(self, rows: Rows) -> NDArray[np.float32]:
+        total = self.checkpoints[0][rows] * self.weights[0]
+        for matrix, weight in zip(self.checkpoints[1:], self.weights[1:], strict=True):
+            total += matrix[rows] * weight
+        return total
+
+
+class _Sharded:
+    """(N, d) float32 rows, read from memory-mapped shards of equal height (the last may be lower)."""
+
+    def __init__(self, shards: Sequence[Tensor], shard_rows: int) -> None:
+        self.shards, self.shard_rows = shards, shard_rows
+        self.shape: tuple[int, ...] = (sum(len(shard) for shard in shards), shards[0].shape[1])
+
+    def __getitem__(self, rows: Rows) -> NDArray[np.float32]:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.shape[0])
+            if step != 1:
+                return self[np.arange(start, stop, step)]
+            parts = [
+                shard[max(start - base, 0) : stop - base]
+                for shard, base in self._with_base(start, stop)
+            ]  # fmt: skip
+            return torch.cat(parts).float().numpy() if parts else np.empty((0, self.shape[1]), np.float32)
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + self.shape[0], rows)
+        found = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        owner = rows // self.shard_rows
+        for number in np.unique(owner):
+            mine = np.flatnonzero(owner == number)
+            found[mine] = self.shards[number][torch.from_numpy(rows[mine] - number * self.shard_rows)].float().numpy()
+        return found
+
+    def _with_base(self, start: int, stop: int) -> Iterable[tuple[Tensor, int]]:
+        if start >= stop:
+            return
+        for number in range(start // self.shard_rows, -(-stop // self.shard_rows)):
+            yield self.shards[number], number * self.shard_rows
+
+
+class FeatureStore:
+    """A store folder: which shards stand, and reading them as `Features`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        self.num_rows: int = self.manifest["num_rows"]
+        self.num_checkpoints: int = len(self.manifest["weights"])
+        self.shard_rows: int = self.manifest["shard_rows"]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards a checkpoint."""
+        return -(-self.num_rows // self.shard_rows)
+
+    def shard_path(self, checkpoint: int, shard: int) -> Path:
+        """Where a shard stands or will stand."""
+        return self.folder / f"checkpoint-{checkpoint:02d}" / f"{shard:05d}.safetensors"
+
+    def shard_range(self, shard: int) -> range:
+        """The pool rows of a shard."""
+        return range(shard * self.shard_rows, min(self.num_rows, (shard + 1) * self.shard_rows))
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(checkpoint, shard) pairs that are absent or damaged."""
+        return [
+            (checkpoint, shard)
+            for checkpoint in range(self.num_checkpoints)
+            for shard in range(self.num_shards)
+            if not shard_is_whole(self.shard_path(checkpoint, shard), self.manifest["provenance_digest"])
+        ]
+
+    def features(self, rows: pa.Table) -> Features:
+        """Open the whole store for reading; nothing is copied into memory but norms and losses.
+
+        Raises:
+            StoreError: shards are missing or damaged.
+        """
+        if missing := self.missing():
+            checkpoint, shard = missing[0]
+            raise StoreError(
+                f"{self.shard_path(checkpoint, shard)}: missing or damaged ({len(missing)} such shards). "
+                "Start the extraction again: it makes only these."
+            )
+        opened = [
+            [_open_shard(self.shard_path(checkpoint, shard)) for shard in range(self.num_shards)]
+            for checkpoint in range(self.num_checkpoints)
+        ]
+
+        def column(name: str) -> NDArray[np.float32]:
+            return np.stack([torch.cat([shard[name] for shard in shards]).numpy() for shards in opened])
+
+        matrices = [_Sharded([shard["features"] for shard in shards], self.shard_rows) for shards in opened]
+        weights = np.asarray(self.manifest["weights"], dtype=np.float64)
+        return Features(matrices, weights, rows, column("gradient_norms"), column("losses"))
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor], provenance_digest: str) -> None:
+    """Write one shard with the digest of its content and of the settings that made it."""
+    digest = _content_digest(tensors)
+    write_tensors(path, tensors, {"content": digest, "provenance": provenance_digest})
+
+
+def shard_is_whole(path: Path, provenance_digest: str) -> bool:
+    """Whether a shard stands, undamaged, and was made with these settings."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("provenance") != provenance_digest:
+                return False
+            return metadata.get("content") == _content_digest({name: handle.get_tensor(name) for name in COLUMNS})
+    except (OSError, SafetensorError):
+        return False
+
+
+def _open_shard(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in COLUMNS}
+
+
+def _content_digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in COLUMNS:
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

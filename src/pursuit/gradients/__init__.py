@@ -1,0 +1,10 @@
+"""Per-example gradients: captured from a batch, preconditioned, projected, and extracted over a whole pool."""
+
+from pursuit.gradients.capture import batch_gradients, example_gradients, example_losses, trainable_parameters
+from pursuit.gradients.precondition import AdamState, precondition
+from pursuit.gradients.project import make_projection
+
+__all__ = [
+    "AdamState", "batch_gradients", "example_gradients", "example_losses", "make_projection", "precondition",
+    "trainable_parameters",
+]  # fmt: skip

@@ -1,0 +1,290 @@
+"""Exact per-example gradients of a whole batch from one forward and one backward pass.
+
+Hooks keep each module's input x and the gradient g of its output. For a linear map y = x Wᵀ the gradient of one
+example is Σ_tokens g xᵀ, so a batched matrix product gives those of all examples at once. Weights stay frozen:
+backward never forms the batch's summed weight gradient, and nothing below the first captured module is differentiated.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from transformers.pytorch_utils import Conv1D
+
+from pursuit.errors import ModelError
+
+IGNORED = -100  # label of a token that is not learnt from (Hugging Face's convention)
+
+Batch = Mapping[str, Tensor]
+Consume = Callable[[str, Tensor], None]
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that ask for gradients, by name in alphabetical order: the coordinates of every gradient here."""
+    return dict(sorted((name, p) for name, p in model.named_parameters() if p.requires_grad))
+
+
+def example_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each example over its own labelled tokens (LESS, arXiv 2402.04333, section 2).
+
+    Args:
+        model: a causal language model that returns `.logits`.
+        batch: `input_ids`, `attention_mask` and `labels`, each (B, T); a label of -100 is not learnt from. Padding
+            may stand on either side.
+
+    Returns:
+        (B,) float32 losses in nats a token, with graph. An example without a label has loss 0.
+    """
+    predictable = batch["attention_mask"][:, :-1].bool()  # a first token follows padding or nothing: no prediction
+    labels = batch["labels"][:, 1:].where(predictable, IGNORED)  # the logits at position t predict token t + 1
+    positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # where any example has a label
+    if len(positions) == 0:
+        return torch.zeros(len(labels), device=labels.device)
+    accepted = _forward_arguments(model)
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if "position_ids" in accepted:  # left padding must not shift the positions
+        inputs["position_ids"] = (batch["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
+    if "use_cache" in accepted:
+        inputs["use_cache"] = False
+    if "logits_to_keep" in accepted:  # the vocabulary product only where there is a label
+        logits = model(**inputs, logits_to_keep=positions).logits
+    else:
+        logits = model(**inputs).logits[:, positions]
+    kept = labels[:, positions]  # (B, K)
+    labelled = kept != IGNORED
+    token_losses = F.cross_entropy(logits[labelled].float(), kept[labelled], reduction="none")
+    owner = labelled.nonzero()[:, 0]
+    total = torch.zeros(len(labels), device=logits.device).index_add(0, owner, token_losses)
+    return total / labelled.sum(dim=1).clamp(min=1)
+
+
+def example_gradients(model: nn.Module, batch: Batch) -> Tensor:
+    """Gradient of each example's own mean loss, dropout off, over all parameters that require gradients.
+
+    Args:
+        model: causal language model; the parameters with `requires_grad` are the coordinates.
+        batch: as for `example_losses`.
+
+    Returns:
+        (B, P) float32: parameters in alphabetical order of their names, each flattened as it lies in memory.
+
+    Raises:
+        ModelError: no parameter requires a gradient, or one belongs to a module that cannot be captured.
+    """
+    parameters = trainable_parameters(model)
+    blocks: dict[str, Tensor] = {}
+    batch_gradients(model, batch, parameters, lambda name, block: blocks.update({name: block}))
+    size = len(batch["input_ids"])
+    device = batch["input_ids"].device
+    return torch.cat([
+        blocks[name].flatten(1) if name in blocks else torch.zeros(size, p.numel(), device=device)
+        for name, p in parameters.items()
+    ], dim=1)  # fmt: skip
+
+
+def batch_gradients(
+    model: nn.Module, batch: Batch, parameters: Mapping[str, nn.Parameter], consume: Consume
+) -> Tensor:
+    """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) float32 block as backward makes it.
+
+    A block is handed over once and not kept, so the peak is one parameter's block and never (B, P). Parameters that the
+    loss does not depend on are not reported. Returns the (B,) losses without graph.
+    """
+    shape = tuple(batch["input_ids"].shape)
+    with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape) as capture:
+        losses = example_losses(model, batch)
+        if losses.requires_grad:
+            losses.sum().backward()
+        capture.flush()
+    return losses.detach()
+
+
+class _Capture:
+    """Hooks on the modules that own the parameters, for the duration of a `with`."""
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], consume: Consume, shape: tuple[int, ...]
+    ) -> None:
+        self.consume, self.shape = consume, shape
+        self.owners = _owning_modules(model, parameters)
+        self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
+        self.pending: dict[str, Tensor] = {}
+        self.deferred: list[tuple[_Call, Tensor]] = []
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> _Capture:
+        for module, names in self.owners.items():
+            self.handles.append(module.register_forward_hook(self._forward_hook(names), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _forward_hook(self, names: dict[str, str]) -> Callable[..., None]:
+        def forward(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise ModelError(f"{type(module).__name__} does not return one tensor: its weights cannot be used.")
+            if not output.requires_grad:
+                output.requires_grad_(True)  # the graph starts here: nothing below needs differentiating
+            for name in names.values():
+                self.expected[name] = self.expected.get(name, 0) + 1
+            by_example = self._by_example
+            call = _Call(module, names, tuple(map(by_example, inputs)), {k: by_example(v) for k, v in keywords.items()})
+            output.register_hook(lambda gradient: self._backward(call, by_example(gradient)))
+
+        return forward
+
+    def _by_example(self, value: Any) -> Any:
+        """Detach, and give (B·T, …) its batch axis back: some models flatten the tokens before their MLP."""
+        if not isinstance(value, Tensor):
+            return value
+        examples, tokens = self.shape
+        flattened = value.dim() > 0 and len(value) == examples * tokens != examples
+        return value.detach().unflatten(0, self.shape) if flattened else value.detach()
+
+    def _backward(self, call: _Call, gradient: Tensor) -> None:
+        found = matrix_gradients(call.module, call.inputs, gradient, list(call.names))
+        if found is None:
+            self.deferred.append((call, gradient))  # torch allows no further differentiation inside a backward pass
+            return
+        for local, block in found.items():
+            self._add(call.names[local], block)
+
+    def _add(self, name: str, block: Tensor) -> None:
+        if name in self.pending:
+            block = self.pending.pop(name) + block
+        self.expected[name] -= 1
+        if self.expected[name]:
+            self.pending[name] = block
+        else:
+            self.consume(name, block)
+
+    def flush(self) -> None:
+        """After backward: the deferred modules, and parameters of which some use did not reach the loss."""
+        self.__exit__()  # the calls below must not be captured again
+        for call, gradient in self.deferred:
+            for local, block in any_module_gradients(call, gradient).items():
+                self._add(call.names[local], block)
+        for name, block in self.pending.items():
+            self.consume(name, block)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module: what went in, and its own parameters' names → the model's names for them."""
+
+    module: nn.Module
+    names: dict[str, str]
+    inputs: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+def matrix_gradients(
+    module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor, names: list[str]
+) -> dict[str, Tensor] | None:
+    """Per-example gradients of a linear map or an embedding by one batched product; None for other modules.
+
+    Args:
+        inputs: what the module was called with: (B, T, in), or token ids (B, T).
+        gradient: of its output, (B, T, out).
+        names: the parameters wanted, as the module names them.
+
+    Returns:
+        name → (B, *parameter shape), float32.
+    """
+    forward = type(module).forward
+    if forward in (nn.Linear.forward, Conv1D.forward) and gradient.dim() == 3:
+        found = {}
+        if "weight" in names:
+            left, right = (inputs[0], gradient) if isinstance(module, Conv1D) else (gradient, inputs[0])
+            found["weight"] = torch.bmm(left.transpose(1, 2), right).float()
+        if "bias" in names:
+            found["bias"] = gradient.float().sum(dim=1)
+        return found
+    if isinstance(module, nn.Embedding) and forward is nn.Embedding.forward and len(inputs[0]) == len(gradient):
+        return {"weight": _embedding_gradients(module, inputs[0], gradient)}
+    return None
+
+
+def _embedding_gradients(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> Tensor:
+    rows = torch.zeros(len(ids), *module.weight.shape, device=gradient.device)
+    for example, (tokens, values) in enumerate(zip(ids, gradient, strict=True)):
+        rows[example].index_add_(0, tokens, values.float())
+    if module.padding_idx is not None:
+        rows[:, module.padding_idx] = 0  # as torch does
+    return rows
+
+
+def any_module_gradients(call: _Call, gradient: Tensor) -> dict[str, Tensor]:
+    """Norms and other modules: the module's own derivative, for all examples at once by vmap."""
+    parameters = {name: p.detach() for name, p in call.module.named_parameters(recurse=False) if name in call.names}
+    examples = len(gradient)
+    values, structure = tree_flatten((call.inputs, call.keywords))
+    per_example = [isinstance(v, Tensor) and v.dim() > 0 and len(v) == examples for v in values]
+    if not any(per_example):
+        raise ModelError(
+            f"{type(call.module).__name__} mixes the examples of a batch (experts do), so their gradients cannot be "
+            "told apart. Choose parameters of other modules, attention projections for example."
+        )
+
+    def pull_back(out: Tensor, *own: Tensor) -> dict[str, Tensor]:
+        singles = iter(own)
+        filled = [next(singles).unsqueeze(0) if yes else v for v, yes in zip(values, per_example, strict=True)]
+        inputs, keywords = tree_unflatten(filled, structure)
+
+        def run(weights: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(call.module, weights, inputs, keywords).squeeze(0)
+
+        return torch.func.vjp(run, parameters)[1](out)[0]
+
+    own = [v for v, yes in zip(values, per_example, strict=True) if yes]
+    return {name: block.float() for name, block in torch.func.vmap(pull_back)(gradient, *own).items()}
+
+
+def _owning_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, dict[str, str]]:
+    """module → {its own parameter's name: the model's name for it}; a tied parameter has several owners."""
+    if not parameters:
+        raise ModelError("no parameter of the model requires a gradient: add LoRA or name the weights to train.")
+    names = {id(p): name for name, p in parameters.items()}
+    owners: dict[nn.Module, dict[str, str]] = {}
+    for module in model.modules():
+        own = {local: names[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in names}
+        if own:
+            owners[module] = own
+    missing = set(names.values()) - {name for own in owners.values() for name in own.values()}
+    if missing:
+        raise ModelError(f"{sorted(missing)[0]}: not a parameter of this model.")
+    return owners
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen weights; every module's mode and every flag is put back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _forward_arguments(model: nn.Module) -> set[str]:
+    """Names that the language model's own forward takes (below a PEFT wrapper, which takes anything)."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return set(inspect.signature(base.forward).parameters)

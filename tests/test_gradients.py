@@ -1,0 +1,159 @@
+"""Batched per-example gradients equal one-at-a-time autograd, on every architecture and however the batch is made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tiny import CONFIGS, VOCABULARY, tiny_model
+
+from pursuit.errors import ModelError
+from pursuit.gradients import example_gradients, trainable_parameters
+
+TARGETS = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "gemma2": ["q_proj", "k_proj", "v_proj", "o_proj"], "opt": ["q_proj", "k_proj", "v_proj", "out_proj"],
+    "gpt2": ["c_attn", "attn.c_proj"], "gpt_neox": ["query_key_value", "dense"],
+}  # fmt: skip
+
+
+def with_lora(kind: str, bias: str = "none", dropout: float = 0.1, **overrides):
+    model = tiny_model(kind, **overrides)
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=TARGETS[kind], bias=bias)
+    model = get_peft_model(model, config)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at the start, which would hide errors in A's gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def random_examples(lengths, seed=0):
+    """Rows of (ids, labels); about half of the tokens labelled, at least the last one."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for length in lengths:
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator)
+        learnt = torch.rand(length, generator=generator) < 0.5
+        learnt[-1] = True
+        rows.append((ids, torch.where(learnt, ids, -100)))
+    return rows
+
+
+def batch_of(rows, side="right"):
+    longest = max(len(ids) for ids, _ in rows)
+    batch = {"input_ids": [], "attention_mask": [], "labels": []}
+    for ids, labels in rows:
+        gap = longest - len(ids)
+        pad = (0, gap) if side == "right" else (gap, 0)
+        batch["input_ids"].append(torch.nn.functional.pad(ids, pad, value=0))
+        batch["attention_mask"].append(torch.nn.functional.pad(torch.ones_like(ids), pad, value=0))
+        batch["labels"].append(torch.nn.functional.pad(labels, pad, value=-100))
+    return {key: torch.stack(values) for key, values in batch.items()}
+
+
+def one_at_a_time(model, rows):
+    """Plain autograd on Hugging Face's own loss, one unpadded example at a time."""
+    model.eval()
+    found = []
+    for ids, labels in rows:
+        model.zero_grad()
+        model(input_ids=ids[None], labels=labels[None]).loss.backward()
+        found.append(torch.cat([
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten().clone()
+            for p in trainable_parameters(model).values()
+        ]))  # fmt: skip
+    model.zero_grad()
+    return torch.stack(found)
+
+
+def relative_error(found, expected):
+    return ((found - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_lora_gradients_equal_autograd(kind, side):
+    model = with_lora(kind)
+    rows = random_examples([5, 17, 2, 9])
+    assert relative_error(example_gradients(model, batch_of(rows, side)), one_at_a_time(model, rows)) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "qwen2"])
+def test_biases_are_captured(kind):
+    model = with_lora(kind, bias="lora_only")
+    assert any(name.endswith("bias") for name in trainable_parameters(model))
+    rows = random_examples([4, 11])
+    assert relative_error(example_gradients(model, batch_of(rows)), one_at_a_time(model, rows)) <= 1e-5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_all_weights_of_the_model_itself(kind, tied):
+    """Embeddings, norms, biases and tied heads too."""
+    model = tiny_model(kind, tie_word_embeddings=tied)
+    rows = random_examples([3, 8, 6])
+    assert relative_error(example_gradients(model, batch_of(rows)), one_at_a_time(model, rows)) <= 1e-5
+
+
+@given(
+    lengths=st.lists(st.integers(2, 24), min_size=1, max_size=7),
+    side=st.sampled_from(["left", "right"]),
+    seed=st.integers(0, 1000),
+)
+def test_any_batch_composition(lengths, side, seed):
+    model = with_lora("llama")
+    rows = random_examples(lengths, seed)
+    assert relative_error(example_gradients(model, batch_of(rows, side)), one_at_a_time(model, rows)) <= 1e-5
+
+
+def test_dropout_and_checkpointing_change_nothing_and_are_put_back():
+    model = with_lora("llama", dropout=0.5)
+    rows = random_examples([7, 12])
+    expected = one_at_a_time(model, rows)
+    model.train()
+    model.get_base_model().gradient_checkpointing_enable()
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    found = example_gradients(model, batch_of(rows))
+    assert relative_error(found, expected) <= 1e-5
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_bf16_is_within_its_rounding():
+    exact = with_lora("llama")
+    rows = random_examples([9, 14, 20])
+    expected = one_at_a_time(exact, rows)
+    found = example_gradients(exact.to(torch.bfloat16), batch_of(rows))
+    assert relative_error(found, expected) < 0.1  # bf16 keeps 8 bits; two layers of rounding
+    cosine = torch.cosine_similarity(found, expected)
+    assert cosine.min() > 0.995
+
+
+def test_only_named_weights_and_nothing_below_them():
+    model = tiny_model("llama")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.1.mlp.down_proj" in name)
+    rows = random_examples([6, 10])
+    assert relative_error(example_gradients(model, batch_of(rows)), one_at_a_time(model, rows)) <= 1e-5
+
+
+def test_an_example_without_labels_has_zero_gradient():
+    model = with_lora("gpt2")
+    rows = random_examples([6, 10])
+    rows[0] = (rows[0][0], torch.full_like(rows[0][1], -100))
+    found = example_gradients(model, batch_of(rows))
+    assert not found[0].any()
+    assert relative_error(found[1:], one_at_a_time(model, rows[1:])) <= 1e-5
+
+
+def test_no_trainable_parameter_is_an_error():
+    model = tiny_model("llama").requires_grad_(False)
+    with pytest.raises(ModelError, match="LoRA"):
+        example_gradients(model, batch_of(random_examples([4])))
