@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pursuit.errors import StoreError
-from pursuit.files import read_json, write_tensors
+from pursuit.files import read_json, tensor_metadata, write_tensors
 
 Rows = slice | NDArray[np.int64]
 COLUMNS = ("features", "gradient_norms", "losses", "norms")
@@ -121,7 +121,8 @@ class Features:
             if normalise:
                 matrix /= np.where(norms[number] > 0, norms[number], 1)[:, None]
             checkpoints.append(matrix)
-        rows = pa.table({"index": np.arange(n), "source": pa.array(list(sources) if sources is not None else ["pool"] * n)})
+        names = ["pool"] * n if sources is None else list(sources)
+        rows = pa.table({"index": np.arange(n), "source": pa.array(names, pa.string())})
         unknown = np.full((t, n), np.nan, dtype=np.float32)
         return cls(checkpoints, np.ones(t) if weights is None else np.asarray(weights), rows, norms, unknown)
 
@@ -243,11 +244,11 @@ def shard_is_whole(path: Path, provenance_digest: str) -> bool:
     """Whether a shard stands, undamaged, and was made with these settings."""
     try:
         with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
+            metadata = tensor_metadata(handle)
             if metadata.get("provenance") != provenance_digest:
                 return False
             return metadata.get("content") == _content_digest({name: handle.get_tensor(name) for name in COLUMNS})
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, ValueError):
         return False
 
 

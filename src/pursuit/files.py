@@ -13,6 +13,7 @@ from typing import Any
 
 from pursuit.errors import RunError, StoreError
 
+METADATA = "pursuit"  # the one metadata key of our safetensors files
 PARTIAL = ".partial"  # suffix of a file still being written; never read, overwritten by the next start
 
 
@@ -57,13 +58,22 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path}: cannot be read as JSON ({error}). Delete it and start again.") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write torch tensors as one safetensors file, atomically."""
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write torch tensors as one safetensors file, atomically; equal content gives equal bytes.
+
+    The metadata is kept as JSON under one key, as the format leaves the order of several keys open.
+    """
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
     with atomic_path(path) as partial:
-        save_file(contiguous, str(partial), metadata=dict(metadata or {}))
+        save_file(contiguous, str(partial), metadata=header)
+
+
+def tensor_metadata(handle: Any) -> dict[str, Any]:
+    """The metadata that `write_tensors` left, from an open safetensors file."""
+    return json.loads((handle.metadata() or {}).get(METADATA, "{}"))
 
 
 def sha256_file(path: Path | str) -> str:
