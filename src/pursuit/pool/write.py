@@ -1,0 +1,115 @@
+"""Writing chosen rows of a pool as a new file, the rows untouched."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pursuit.errors import DataError, SettingsError
+from pursuit.files import atomic_path
+from pursuit.pool.pool import Pool
+from pursuit.pool.readers import Record, arrow_schema
+from pursuit.pool.sources import Source
+
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+
+def check_subset_path(out_path: str | Path) -> Path:
+    """`out_path` as a Path, or a SettingsError if `write_subset` cannot write a file of that name."""
+    path = Path(out_path)
+    if not path.name.endswith((*JSON_LINES, ".parquet")):
+        raise SettingsError(f"{path}: a subset is written as {', '.join(JSON_LINES)} or .parquet; name the file so")
+    return path
+
+
+def write_subset(pool: Pool, rows: Sequence[int] | np.ndarray, out_path: str | Path) -> Path:
+    """Write the rows of these ordinals, in this order (a repeated one is written again), atomically.
+
+    JSON lines hold the bytes of the rows untouched (the row as JSON where the pool is Parquet, CSV or `datasets`), and
+    need no memory to speak of. Parquet holds the rows as a table, which is held in memory.
+
+    Raises:
+        SettingsError: the file's name ends otherwise than .jsonl, .jsonl.gz, .jsonl.zst, .parquet.
+        DataError: a row does not exist or cannot be used, or for Parquet: the sources have different columns.
+    """
+    path = check_subset_path(out_path)
+    order = np.asarray(rows, dtype=np.int64).reshape(-1)
+    if not order.size:
+        raise DataError("no rows were chosen: there is no subset to write")
+    ascending, positions = np.unique(order, return_inverse=True)
+    if path.name.endswith(".parquet"):
+        table = _table(pool, ascending).take(pa.array(positions))
+        with atomic_path(path) as partial:
+            pq.write_table(table, partial)
+    else:
+        _write_lines(pool, ascending, positions, path)
+    return path
+
+
+def _write_lines(pool: Pool, ascending: np.ndarray, positions: np.ndarray, path: Path) -> None:
+    """The pool is read once in its own order into a spill file, from which the lines are taken in the chosen order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial, tempfile.TemporaryFile(dir=path.parent) as spill:
+        ends = []
+        for example in pool.take(ascending):
+            spill.write(example.raw + b"\n")
+            ends.append(spill.tell())
+        starts = [0, *ends[:-1]]
+        with _line_writer(partial, path.name) as out:
+            for position in positions:
+                spill.seek(starts[position])
+                out.write(spill.read(ends[position] - starts[position]))
+
+
+@contextmanager
+def _line_writer(partial: Path, name: str) -> Iterator[BinaryIO]:
+    with open(partial, "wb") as handle:
+        if name.endswith(".gz"):  # no name and no time inside: the same rows give the same bytes
+            with gzip.GzipFile(filename="", mode="wb", fileobj=handle, mtime=0) as packed:
+                yield cast(BinaryIO, packed)
+        elif name.endswith(".zst"):
+            with pa.CompressedOutputStream(handle, "zstd") as packed:
+                yield packed
+        else:
+            yield handle
+
+
+def _table(pool: Pool, ascending: np.ndarray) -> pa.Table:
+    by_path = {source.path: source for source in pool.sources}
+    records: dict[str, list[Record]] = {}
+    for example, record in pool.take_records(ascending):
+        records.setdefault(example.path, []).append(record)
+    tables = [(path, _source_table(by_path[path], rows)) for path, rows in records.items()]
+    first_path, first = tables[0]
+    for path, table in tables[1:]:
+        if not table.schema.equals(first.schema):
+            raise DataError(
+                f"a Parquet subset needs the same columns in every source, but {first_path} has ({_columns(first)}) "
+                f"and {path} has ({_columns(table)}). Write .jsonl instead."
+            )
+    return pa.concat_tables([table for _, table in tables])
+
+
+def _source_table(source: Source, records: list[Record]) -> pa.Table:
+    schema = arrow_schema(source)
+    try:
+        if schema is not None:
+            return pa.Table.from_pylist(records, schema=schema)
+        names = list(dict.fromkeys(name for record in records for name in record))
+        return pa.table({name: pa.array([record.get(name) for record in records]) for name in names})
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"its rows do not fit into one table ({error}). Write .jsonl instead.", path=source.path
+        ) from error
+
+
+def _columns(table: pa.Table) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in table.schema)
