@@ -1,0 +1,232 @@
+"""Loading a model and its tokenizer, and telling one model from another.
+
+Weights come from safetensors or GGUF only: pickled checkpoints can run code when they are read, so they are refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pursuit.errors import ModelError
+from pursuit.files import fingerprint, sha256_file
+from pursuit.hub import ask_hub
+from pursuit.trainable import Lora, lora_targets, parameter_count, prepare_trainable, trainable_parameters
+
+__all__ = [
+    "Lora", "load_model", "load_tokenizer", "lora_targets", "model_fingerprint", "parameter_count",
+    "prepare_trainable", "trainable_parameters",
+]  # fmt: skip
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "tekken.json",
+)  # fmt: skip
+IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")  # weights, tokenizer, own code
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+CONVERT = (
+    "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}', "
+    "use_safetensors=False).save_pretrained('{folder}-safetensors')\" (only for a file you trust), then copy the "
+    "tokenizer files beside the new weights"
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model is: a hub id or a folder, and in it perhaps a GGUF file."""
+
+    name: str
+    local: bool
+    gguf_file: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+    def error(self, what: str, error: BaseException) -> ModelError:
+        """A ModelError that says why `what` could not be loaded and how to go on."""
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            how = "It brings its own Python code: pass trust_remote_code only if you have read and trust that code."
+        elif self.local:
+            how = "Is the folder complete and its files undamaged?"
+        else:
+            how = "Is it a complete model with safetensors weights? A local folder works too."
+        return ModelError(f"{self.name}: the {what} could not be loaded: {reason} {how}")
+
+
+def load_tokenizer(
+    model: str | os.PathLike[str], *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, always with a padding token (its own, else EOS; padding is masked and never learnt from).
+
+    Args:
+        model: hub id, local folder, or a .gguf file (or a folder that holds one).
+        trust_remote_code: run Python code that the model brings along.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: no folder, no tokenizer in it, or the hub has none by this name.
+    """
+    source = _find(model, revision)
+    if source.local and source.gguf_file is None and not any((Path(source.name) / f).exists() for f in TOKENIZER_FILES):
+        raise ModelError(
+            f"{source.name}: no tokenizer in this folder (looked for {', '.join(TOKENIZER_FILES)}). "
+            "Save one into it: AutoTokenizer.from_pretrained(base_model).save_pretrained(folder)."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, trust_remote_code=trust_remote_code, revision=revision, **source.arguments()
+        )
+    except LOADING_ERRORS as error:
+        raise source.error("tokenizer", error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_model(
+    model: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False,
+    revision: str | None = None, attention: str | None = None,
+) -> PreTrainedModel:  # fmt: skip
+    """A causal language model in evaluation mode, on its device.
+
+    Args:
+        model: hub id, local folder, or a .gguf file (or a folder that holds one; its weights are dequantised).
+        dtype: "float32", "bfloat16", "float16", or "auto": the checkpoint's own, but float32 on a CPU (ours).
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto": the first GPU if there is one.
+        trust_remote_code: run Python code that the model brings along.
+        revision: branch, tag or commit on the hub.
+        attention: transformers' attn_implementation ("sdpa", "eager", "flash_attention_2"); None lets it choose.
+
+    Raises:
+        ModelError: cannot be found, is not safetensors or GGUF, is damaged, or lacks some of its weights.
+    """
+    place, source = _device(device), _find(model, revision)
+    if dtype not in ("auto", *DTYPES):
+        raise ModelError(f"dtype {dtype!r} is not known; use auto, {', '.join(DTYPES)}.")
+    if source.local and source.gguf_file is None:
+        _check_weights(Path(source.name))
+    wanted: Any = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
+    options = source.arguments()
+    if source.gguf_file is None:
+        options["use_safetensors"] = True
+    elif hasattr(transformers, "GgufConfig"):  # without it, newer transformers keep packed weights: not trainable
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        wanted = torch.float32 if wanted == "auto" else wanted
+    if attention is not None:
+        options["attn_implementation"] = attention
+    try:
+        answer: Any = AutoModelForCausalLM.from_pretrained(
+            source.name, dtype=wanted, trust_remote_code=trust_remote_code, revision=revision,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except LOADING_ERRORS as error:
+        raise source.error("model", error) from error
+    loaded, report = answer
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source.name}: {len(missing)} weights are not in the checkpoint and would be random, such as "
+            f"{missing[0]}. Is this a complete causal language model?"
+        )
+    return loaded.to(place).eval()
+
+
+def _find(model: str | os.PathLike[str], revision: str | None = None) -> _Source:
+    """Decide between hub id, folder and GGUF file; ModelError for what is none of them."""
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{name}: a model is a folder, a hub id or a .gguf file; this is another kind of file.")
+        return _gguf_source(path)
+    if path.is_dir():
+        if (path / "config.json").exists():
+            return _Source(str(path), local=True)
+        if (path / "adapter_config.json").exists():
+            raise ModelError(f"{name}: this is an adapter, not a model. Give its base model, and this as the adapter.")
+        found = sorted(path.glob("*.gguf"))
+        if len(found) > 1:
+            raise ModelError(f"{name}: several GGUF files ({', '.join(f.name for f in found)}); name one of them.")
+        if not found:
+            raise ModelError(f"{name}: no config.json and no .gguf file in this folder, so no model is here.")
+        return _gguf_source(found[0])
+    if name.startswith((".", "~", "/")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ModelError(f"{name}: there is no such folder. Give a model's folder, its hub id or a .gguf file.")
+    ask_hub(name, revision)
+    return _Source(name, local=False)
+
+
+def _gguf_source(path: Path) -> _Source:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{path}: reading GGUF files needs one more package: pip install pursuit[gguf]")
+    return _Source(str(path.parent), local=True, gguf_file=path.name)
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
+        raise ModelError(
+            f"{pickled[0]}: pickled weights can run code when they are read, so pursuit reads safetensors only. "
+            f"Convert them once: {CONVERT.format(folder=folder)}."
+        )
+    raise ModelError(f"{folder}: config.json is there, but no *.safetensors weights are.")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"device {name!r} is not known; use auto, cpu, cuda, cuda:1 or mps.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device {name!r}: this machine offers torch {torch.cuda.device_count()} CUDA devices.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("device 'mps': torch finds no Metal device on this machine.")
+    return device
+
+
+def model_fingerprint(model: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
+    """What identifies a model's bits, as JSON-able values; equal for equal models, so it can key a cache.
+
+    A folder or GGUF file: SHA-256 of weights, configuration and tokenizer, by file name and wherever the folder lies
+    (in one process a file is hashed again only when its size or time changed). A hub id: its commit.
+    """
+    source = _find(model, revision)
+    if source.local:
+        folder = Path(source.name)
+        patterns = (source.gguf_file,) if source.gguf_file else IDENTITY_FILES
+        files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+        digests = {path.name: _digest(path) for path in files}
+        return {"kind": "gguf" if source.gguf_file else "folder", "files": digests, "digest": fingerprint(digests)}
+    try:
+        config: Mapping[str, Any]
+        config, _ = transformers.PretrainedConfig.get_config_dict(source.name, revision=revision)
+    except LOADING_ERRORS as error:
+        raise source.error("configuration", error) from error
+    settled = {key: value for key, value in config.items() if key != "_commit_hash"}
+    identity = {"id": source.name, "revision": config.get("_commit_hash") or revision, "config": fingerprint(settled)}
+    return {"kind": "hub", **identity, "digest": fingerprint(identity)}
+
+
+def _digest(path: Path) -> str:
+    status = path.stat()
+    return _digest_once(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _digest_once(path: str, size: int, modified: int) -> str:
+    return sha256_file(path)
