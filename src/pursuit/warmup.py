@@ -1,0 +1,97 @@
+"""The warm-up run: a short training on a random part of the pool, whose path is the trajectory (LESS, TAGCOS)."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pursuit.errors import DataError, ModelError, StoreError
+from pursuit.files import read_json, write_json
+from pursuit.trainable import trainable_parameters
+from pursuit.trajectory import KEPT, MANIFEST, RECOVERY, Trajectory, find_resume_point, remove_recovery
+from pursuit.warmup_batches import EncodedRows
+from pursuit.warmup_plan import Plan, WarmUp
+from pursuit.warmup_trainer import train
+
+__all__ = ["EncodedRows", "Plan", "WarmUp", "warm_up"]
+
+
+def warm_up(model: nn.Module, encoded: EncodedRows, folder: str | Path, settings: WarmUp | None = None) -> Trajectory:
+    """Train the model's trainable parameters on a sample of the pool and keep checkpoints of weights and moments.
+
+    A finished warm-up in `folder` is returned as it is. One that was killed goes on from its last whole checkpoint to
+    the same bits as one that was not. Afterwards the model holds the weights of the last checkpoint.
+
+    Args:
+        model: from `prepare_trainable`; its trainable parameters change in place.
+        encoded: the pool, tokenised.
+        folder: where the trajectory goes; one process at a time.
+        settings: see `WarmUp`.
+
+    Returns:
+        The trajectory θ₁…θ_T (LESS, arXiv 2402.04333; TAGCOS, arXiv 2407.15235, section 3).
+
+    Raises:
+        StoreError: the folder holds a warm-up with other settings, data or model.
+        ModelError: the loss is not a number, memory does not suffice for one example, or nothing is trainable.
+        DataError: the pool is empty, or a batch has no response token.
+    """
+    settings, folder = settings or WarmUp(), Path(folder)
+    if len(encoded) == 0:
+        raise DataError("the pool has no usable rows, so there is nothing to warm up on.")
+    parameters = trainable_parameters(model)
+    if not parameters:
+        raise ModelError("The model has no trainable parameter; call prepare_trainable first.")
+    plan = Plan(settings, len(encoded))
+    _claim(folder, _manifest(settings, plan, encoded, parameters))
+    point = find_resume_point(folder, plan.checkpoint_steps)
+    if point is None or point.step < plan.last_step:
+        train(model, encoded, folder, plan, point)
+    remove_recovery(folder)
+    trajectory = Trajectory(folder)
+    trajectory.load_into(model, len(trajectory) - 1)
+    return trajectory
+
+
+def _claim(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write down what this warm-up is made from, or refuse a folder that was begun with something else."""
+    before = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    if before == manifest:
+        return
+    if find_resume_point(folder, before.get("checkpoint_steps", [])) is not None:
+        name = next(k for k in sorted(before.keys() | manifest.keys()) if before.get(k) != manifest.get(k))
+        raise StoreError(
+            f"{folder}: this warm-up was begun with {name} = {before.get(name)!r}, not {manifest.get(name)!r}. "
+            "Use another folder, or delete this one to start anew."
+        )
+    for kind in (KEPT, RECOVERY):  # remains of other settings, damaged or not vouched for by a manifest
+        for path in folder.glob(f"{kind}-*"):
+            shutil.rmtree(path)
+    write_json(folder / MANIFEST, manifest)
+
+
+def _manifest(
+    settings: WarmUp, plan: Plan, encoded: EncodedRows, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Any]:
+    """Everything that shapes the result, but for the frozen weights: settings, data and first weights."""
+    data, start = hashlib.sha256(), hashlib.sha256()
+    for row in plan.rows:
+        tokens, response = encoded[int(row)]
+        data.update(np.asarray(tokens, dtype=np.int32).tobytes() + np.asarray(response, dtype=bool).tobytes())
+    for name, parameter in parameters.items():
+        flat = parameter.detach().cpu().contiguous().reshape(-1)
+        start.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    shaping = {name: value for name, value in asdict(settings).items() if name != "recovery_seconds"}
+    return shaping | {
+        "checkpoint_steps": list(plan.checkpoint_steps), "betas": list(settings.betas),
+        "planned_steps": plan.planned_steps, "pool_rows": len(encoded), "sampled_rows": len(plan.rows),
+        "sampled_data": data.hexdigest()[:16], "first_weights": start.hexdigest()[:16],
+    }  # fmt: skip
