@@ -21,9 +21,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from pursuit.batches import collate, plan_batches
 from pursuit.gradients import AdamState, batch_gradients, example_losses, make_projection, trainable_parameters
-from pursuit.gradients.batches import collate, plan_batches
-from pursuit.gradients.extract import Recipe, batch_features
+from pursuit.gradients.extract import batch_features
+from pursuit.recipes import Recipe
 
 
 class RandomRows:

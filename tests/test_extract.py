@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pursuit.batches import plan_batches
 from pursuit.errors import DataError, ModelError, StoreError
 from pursuit.features import Features, FeatureStore
 from pursuit.gradients import AdamState, precondition, trainable_parameters
 from pursuit.gradients import extract as module
-from pursuit.gradients.batches import plan_batches
-from pursuit.gradients.extract import Recipe, extract
+from pursuit.gradients.extract import extract
+from pursuit.recipes import Recipe
 from test_gradients import one_at_a_time, with_lora
 
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from pursuit.batches import IGNORED, collate, plan_batches
 from pursuit.errors import DataError, ModelError, SettingsError, StoreError
 from pursuit.models import Lora, prepare_trainable, trainable_parameters
 from pursuit.trajectory import Trajectory
 from pursuit.warmup import Plan, WarmUp, warm_up
-from pursuit.warmup_batches import IGNORED, micro_batches
 from tiny import CONFIGS, tiny_model
 
 PLAIN = Lora(rank=4, alpha=16, dropout=0.0)
@@ -190,7 +190,8 @@ def test_other_seeds_take_other_rows() -> None:
 def test_micro_batches_hold_every_row_once_within_the_token_budget(lengths: list[int], tokens: int) -> None:
     rows = Rows(len(lengths), lengths=lengths)
     found = []
-    for batch in micro_batches(rows, np.arange(len(lengths)), tokens):
+    for part in plan_batches(range(len(lengths)), rows.lengths, tokens):
+        batch = collate(rows, part)
         ids, mask, labels = (batch[name] for name in ("input_ids", "attention_mask", "labels"))
         assert ids.numel() <= tokens or len(ids) == 1
         assert bool((labels[mask == 0] == IGNORED).all())

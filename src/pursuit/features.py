@@ -127,6 +127,13 @@ class Features:
         return cls(checkpoints, np.ones(t) if weights is None else np.asarray(weights), rows, norms, unknown)
 
 
+    @classmethod
+    def without_gradients(cls, rows: pa.Table) -> Features:
+        """Rows alone, (N, 0): for methods that look only at the rows."""
+        unknown = np.full((1, rows.num_rows), np.nan, dtype=np.float32)
+        return cls([np.empty((rows.num_rows, 0), np.float32)], np.ones(1), rows, unknown, unknown)
+
+
 class _Average:
     """Σ_t w_t · checkpoint_t, computed for the rows that are asked for."""
 
@@ -186,6 +193,7 @@ class FeatureStore:
         self.num_rows: int = self.manifest["num_rows"]
         self.num_checkpoints: int = len(self.manifest["weights"])
         self.shard_rows: int = self.manifest["shard_rows"]
+        self._whole = False
 
     @property
     def num_shards(self) -> int:
@@ -201,13 +209,15 @@ class FeatureStore:
         return range(shard * self.shard_rows, min(self.num_rows, (shard + 1) * self.shard_rows))
 
     def missing(self) -> list[tuple[int, int]]:
-        """(checkpoint, shard) pairs that are absent or damaged."""
-        return [
+        """(checkpoint, shard) pairs that are absent or damaged; every shard is read and its digest compared."""
+        found = [
             (checkpoint, shard)
             for checkpoint in range(self.num_checkpoints)
             for shard in range(self.num_shards)
             if not shard_is_whole(self.shard_path(checkpoint, shard), self.manifest["provenance_digest"])
         ]
+        self._whole = not found
+        return found
 
     def features(self, rows: pa.Table) -> Features:
         """Open the whole store for reading; nothing is copied into memory but norms and losses.
@@ -215,7 +225,7 @@ class FeatureStore:
         Raises:
             StoreError: shards are missing or damaged.
         """
-        if missing := self.missing():
+        if not self._whole and (missing := self.missing()):
             checkpoint, shard = missing[0]
             raise StoreError(
                 f"{self.shard_path(checkpoint, shard)}: missing or damaged ({len(missing)} such shards). "

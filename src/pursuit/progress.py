@@ -46,7 +46,7 @@ def progress(description: str, total: float, unit: str = "rows", done: float = 0
             _Rate(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(description, total=total, completed=done, unit=unit)
+            task = bar.add_task(description, total=total, completed=int(done), unit=unit)
             yield lambda units: bar.advance(task, units)
         return
     yield _log_lines(description, total, unit, done)

@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,23 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pursuit.errors import ModelError
 from pursuit.hub import ask_hub
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A new LoRA adapter. The defaults are those of LESS (arXiv 2402.04333).
-
-    Attributes:
-        rank: r, columns of A and B.
-        alpha: the update is scaled by alpha / rank.
-        dropout: on the adapter's input, while training only.
-        targets: module names (suffixes) to adapt; None finds the attention projections, see `lora_targets`.
-    """
-
-    rank: int = 128
-    alpha: int = 512
-    dropout: float = 0.1
-    targets: tuple[str, ...] | None = None
+from pursuit.recipes import Lora
 
 
 def lora_targets(model: nn.Module) -> list[str]:

@@ -24,6 +24,7 @@ from torch import nn
 
 from pursuit.errors import StoreError
 from pursuit.files import read_json, sha256_file, write_json, write_tensors
+from pursuit.gradients.precondition import AdamState
 from pursuit.trainable import trainable_parameters
 
 WEIGHTS, MOMENTS, RECORD, MANIFEST = "weights.safetensors", "moments.safetensors", "checkpoint.json", "warmup.json"
@@ -76,17 +77,6 @@ class Checkpoint:
             raise StoreError(f"{path}: cannot be read ({error}). Run the warm-up again.") from error
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Adam's state at a checkpoint: by parameter name, what `exp_avg` and `exp_avg_sq` hold after `step` steps."""
-
-    exp_avg: dict[str, torch.Tensor]
-    exp_avg_sq: dict[str, torch.Tensor]
-    step: int
-    betas: tuple[float, float]
-    eps: float
-
-
 class Trajectory:
     """The kept checkpoints of a finished warm-up, in order.
 
@@ -128,7 +118,7 @@ class Trajectory:
         """Copy the trainable weights of checkpoint `t` (0-based) into `model`, in place."""
         copy_weights(model, self.checkpoints[t])
 
-    def moments(self, t: int) -> Moments:
+    def moments(self, t: int) -> AdamState:
         """Adam's moments at checkpoint `t` (0-based), on the CPU, in the data type they were trained in."""
         return read_moments(self.checkpoints[t])
 
@@ -152,11 +142,11 @@ def copy_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
             parameter.copy_(stored[name])
 
 
-def read_moments(checkpoint: Checkpoint) -> Moments:
+def read_moments(checkpoint: Checkpoint) -> AdamState:
     stored = checkpoint.tensors(MOMENTS)
     first = {k.removesuffix(".exp_avg"): v for k, v in stored.items() if k.endswith(".exp_avg")}
     second = {k.removesuffix(".exp_avg_sq"): v for k, v in stored.items() if k.endswith(".exp_avg_sq")}
-    return Moments(first, second, checkpoint.step, checkpoint.betas, checkpoint.eps)
+    return AdamState(first, second, checkpoint.step, checkpoint.betas, checkpoint.eps)
 
 
 def check_same_parameters(
@@ -172,7 +162,7 @@ def check_same_parameters(
         )
 
 
-def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], moments: Moments) -> Checkpoint:
+def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], moments: AdamState) -> Checkpoint:
     """Write a checkpoint so that it exists whole or not at all; returns it with the digests of its files."""
     folder = checkpoint.folder
     (folder / RECORD).unlink(missing_ok=True)  # a damaged one that is written anew counts as absent meanwhile

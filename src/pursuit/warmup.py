@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from pursuit.batches import EncodedRows
 from pursuit.errors import DataError, ModelError, StoreError
 from pursuit.files import read_json, write_json
+from pursuit.recipes import WarmUp
 from pursuit.trainable import trainable_parameters
 from pursuit.trajectory import KEPT, MANIFEST, RECOVERY, Trajectory, find_resume_point, remove_recovery
-from pursuit.warmup_batches import EncodedRows
-from pursuit.warmup_plan import Plan, WarmUp
+from pursuit.warmup_plan import Plan
 from pursuit.warmup_trainer import train
 
 __all__ = ["EncodedRows", "Plan", "WarmUp", "warm_up"]

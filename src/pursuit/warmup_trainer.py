@@ -24,14 +24,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.optimization import get_scheduler
 from transformers.utils import logging as transformers_logging
 
+from pursuit.batches import EncodedRows, collate, labelled, plan_batches
 from pursuit.errors import DataError, ModelError
+from pursuit.gradients.losses import token_losses
+from pursuit.gradients.precondition import AdamState
 from pursuit.progress import progress, say
 from pursuit.trainable import trainable_parameters
 from pursuit.trajectory import (
     KEPT,
     RECOVERY,
     Checkpoint,
-    Moments,
     check_same_parameters,
     copy_weights,
     folder_name,
@@ -39,7 +41,6 @@ from pursuit.trajectory import (
     remove_recovery,
     write_checkpoint,
 )
-from pursuit.warmup_batches import EncodedRows, labelled, micro_batches
 from pursuit.warmup_plan import Plan, generator
 
 SAVING_SHARE = 20  # a recovery checkpoint is written at most once in this many times the seconds that writing takes
@@ -143,7 +144,7 @@ class Recorder(TrainerCallback):
             examples_seen=self.plan.examples_seen(step), micro_batch_tokens=self.micro_batch_tokens,
             betas=settings.betas, eps=settings.eps, sha256={},
         )  # fmt: skip
-        write_checkpoint(checkpoint, parameters, Moments(first, second, step, settings.betas, settings.eps))
+        write_checkpoint(checkpoint, parameters, AdamState(first, second, step, settings.betas, settings.eps))
         remove_recovery(self.folder, keep=folder)
         if kind == KEPT:
             self.losses, self.learning_rates = [], []
@@ -209,16 +210,16 @@ class WarmUpTrainer(Trainer):
 
     def _accumulate(self, model: nn.Module, rows: np.ndarray) -> float:
         device = next(model.parameters()).device
-        cut = micro_batches(self.encoded, rows, self.recorder.micro_batch_tokens)
-        batches = [(batch, count) for batch in cut if (count := labelled(batch))]
+        cut = plan_batches(rows, self.encoded.lengths, self.recorder.micro_batch_tokens)
+        batches = [(batch, count) for part in cut if (count := labelled(batch := collate(self.encoded, part)))]
         total = sum(count for _, count in batches)
         if total == 0:
             raise DataError(f"the rows {rows.tolist()[:10]} of a warm-up batch have no response token to learn from.")
         mean = 0.0
-        for batch, count in batches:
+        for batch, _ in batches:
             self.shape = tuple(batch["input_ids"].shape)
-            output = model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
-            loss = output.loss * (count / total)  # the model's loss is a mean over its labelled tokens
+            losses, _ = token_losses(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            loss = losses.sum() / total
             self.accelerator.backward(loss)
             mean += float(loss.detach())
         return mean

@@ -1,8 +1,10 @@
 """Per-example gradients: captured from a batch, preconditioned, projected, and extracted over a whole pool."""
 
-from pursuit.gradients.capture import batch_gradients, example_gradients, example_losses, trainable_parameters
+from pursuit.gradients.capture import batch_gradients, example_gradients
+from pursuit.gradients.losses import example_losses
 from pursuit.gradients.precondition import AdamState, precondition
 from pursuit.gradients.project import make_projection
+from pursuit.trainable import trainable_parameters
 
 __all__ = [
     "AdamState", "batch_gradients", "example_gradients", "example_losses", "make_projection", "precondition",

@@ -7,64 +7,21 @@ backward never forms the batch's summed weight gradient, and nothing below the f
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers.pytorch_utils import Conv1D
 
 from pursuit.errors import ModelError
+from pursuit.gradients.losses import Batch, example_losses
+from pursuit.trainable import trainable_parameters
 
-IGNORED = -100  # label of a token that is not learnt from (Hugging Face's convention)
-
-Batch = Mapping[str, Tensor]
 Consume = Callable[[str, Tensor], None]
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that ask for gradients, by name in alphabetical order: the coordinates of every gradient here."""
-    return dict(sorted((name, p) for name, p in model.named_parameters() if p.requires_grad))
-
-
-def example_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of each example over its own labelled tokens (LESS, arXiv 2402.04333, section 2).
-
-    Args:
-        model: a causal language model that returns `.logits`.
-        batch: `input_ids`, `attention_mask` and `labels`, each (B, T); a label of -100 is not learnt from. Padding
-            may stand on either side.
-
-    Returns:
-        (B,) float32 losses in nats a token, with graph. An example without a label has loss 0.
-    """
-    predictable = batch["attention_mask"][:, :-1].bool()  # a first token follows padding or nothing: no prediction
-    labels = batch["labels"][:, 1:].where(predictable, IGNORED)  # the logits at position t predict token t + 1
-    positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # where any example has a label
-    if len(positions) == 0:
-        return torch.zeros(len(labels), device=labels.device)
-    accepted = _forward_arguments(model)
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    if "position_ids" in accepted:  # left padding must not shift the positions
-        inputs["position_ids"] = (batch["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
-    if "use_cache" in accepted:
-        inputs["use_cache"] = False
-    if "logits_to_keep" in accepted:  # the vocabulary product only where there is a label
-        logits = model(**inputs, logits_to_keep=positions).logits
-    else:
-        logits = model(**inputs).logits[:, positions]
-    kept = labels[:, positions]  # (B, K)
-    labelled = kept != IGNORED
-    token_losses = F.cross_entropy(logits[labelled].float(), kept[labelled], reduction="none")
-    owner = labelled.nonzero()[:, 0]
-    total = torch.zeros(len(labels), device=logits.device).index_add(0, owner, token_losses)
-    return total / labelled.sum(dim=1).clamp(min=1)
 
 
 def example_gradients(model: nn.Module, batch: Batch) -> Tensor:
@@ -282,9 +239,3 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-def _forward_arguments(model: nn.Module) -> set[str]:
-    """Names that the language model's own forward takes (below a PEFT wrapper, which takes anything)."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return set(inspect.signature(base.forward).parameters)

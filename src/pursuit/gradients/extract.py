@@ -6,22 +6,25 @@ over several machines, makes the same batches and the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pursuit.batches import EncodedRows, collate, plan_batches
 from pursuit.errors import DataError, ModelError, StoreError
 from pursuit.features import FeatureStore, write_shard
 from pursuit.files import fingerprint, read_json, write_json
-from pursuit.gradients.batches import EncodedRows, collate, plan_batches
-from pursuit.gradients.capture import batch_gradients, example_gradients, trainable_parameters
-from pursuit.gradients.precondition import AdamState, Kind, moments_to, precondition
-from pursuit.gradients.project import Method, Projection, make_projection
+from pursuit.gradients.capture import batch_gradients, example_gradients
+from pursuit.gradients.precondition import AdamState, moments_to, precondition
+from pursuit.gradients.project import Projection, make_projection
 from pursuit.progress import progress, say
+from pursuit.recipes import Preconditioner, Recipe
+from pursuit.trainable import trainable_parameters
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -31,7 +34,7 @@ class Checkpoints(Protocol):
 
     def __len__(self) -> int: ...
 
-    def weights(self) -> list[float]:
+    def weights(self) -> Sequence[float] | NDArray[np.float64]:
         """T learning-rate weights summing to 1."""
         ...
 
@@ -42,27 +45,6 @@ class Checkpoints(Protocol):
     def moments(self, number: int, /) -> AdamState:
         """Adam's state at a checkpoint."""
         ...
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a gradient becomes a feature.
-
-    Attributes:
-        dimension: d of the projection (ignored by "none").
-        dtype: of the stored rows.
-        batch_tokens: padded tokens a batch, which bounds the memory of the pass.
-        shard_rows: rows of a shard: what a crash can lose.
-    """
-
-    dimension: int = 8192
-    projection: Method = "sparse"
-    preconditioner: Kind = "adam"
-    momentum: bool = True
-    seed: int = 0
-    dtype: str = "float16"
-    batch_tokens: int = 4096
-    shard_rows: int = 512
 
 
 def extract(
@@ -82,10 +64,12 @@ def extract(
     """
     size = sum(p.numel() for p in trainable_parameters(model).values())
     projection = make_projection(recipe.projection, size, recipe.dimension, recipe.seed)
-    store = open_store(folder, encoded, checkpoints.weights(), recipe, projection.dimension, provenance)
+    weights = [float(weight) for weight in checkpoints.weights()]
+    store = open_store(folder, encoded, weights, recipe, projection.dimension, provenance)
     wanted = None if shards is None else set(shards)
     missing = [(t, shard) for t, shard in store.missing() if wanted is None or shard in wanted]
-    total = store.num_checkpoints * (len(encoded) if wanted is None else sum(len(store.shard_range(s)) for s in wanted))
+    mine = [store.shard_range(shard) for shard in range(store.num_shards) if wanted is None or shard in wanted]
+    total = store.num_checkpoints * sum(map(len, mine))
     left = sum(len(store.shard_range(shard)) for _, shard in missing)
     digest = store.manifest["provenance_digest"]
     loaded = -1
@@ -101,16 +85,25 @@ def extract(
     return store
 
 
+def finished_store(folder: Path, rows: int, recipe: Recipe, provenance: Mapping[str, Any]) -> FeatureStore | None:
+    """The store in a folder if it stands whole and was made with these settings: then no model is needed."""
+    if not (folder / "manifest.json").exists():
+        return None
+    store = FeatureStore(folder)
+    made = _provenance(recipe, store.manifest["dimension"], provenance)
+    if recipe.projection != "none" and store.manifest["dimension"] != recipe.dimension:
+        return None
+    if store.manifest["provenance"] != made or store.num_rows != rows or store.missing():
+        return None
+    return store
+
+
 def open_store(
     folder: Path, encoded: EncodedRows, weights: list[float], recipe: Recipe, dimension: int,
     provenance: Mapping[str, Any],
 ) -> FeatureStore:  # fmt: skip
     """Open the store in a folder, or begin one; refuse one made otherwise."""
-    made = {
-        **provenance, "dimension": dimension, "projection": recipe.projection, "seed": recipe.seed,
-        "preconditioner": recipe.preconditioner, "momentum": recipe.momentum, "dtype": recipe.dtype,
-        "batch_tokens": recipe.batch_tokens,
-    }  # fmt: skip
+    made = _provenance(recipe, dimension, provenance)
     manifest = {
         "format": 1, "num_rows": len(encoded), "dimension": dimension, "dtype": recipe.dtype, "weights": weights,
         "shard_rows": recipe.shard_rows, "provenance": made, "provenance_digest": fingerprint(made),
@@ -121,6 +114,14 @@ def open_store(
     else:
         write_json(path, manifest)
     return FeatureStore(folder)
+
+
+def _provenance(recipe: Recipe, dimension: int, other: Mapping[str, Any]) -> dict[str, Any]:
+    """What shaped the features. The batch size is not part of it: it changes them by rounding only."""
+    return {
+        **other, "dimension": dimension, "projection": recipe.projection, "seed": recipe.seed,
+        "preconditioner": recipe.preconditioner, "momentum": recipe.momentum, "dtype": recipe.dtype,
+    }  # fmt: skip
 
 
 def refuse_other_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -256,7 +257,7 @@ def check_gradients(model: nn.Module, encoded: EncodedRows) -> None:
         )
 
 
-def _moments(checkpoints: Checkpoints, number: int, kind: Kind, model: nn.Module) -> AdamState | None:
+def _moments(checkpoints: Checkpoints, number: int, kind: Preconditioner, model: nn.Module) -> AdamState | None:
     if kind not in ("less", "adam"):
         return None
     device = next(iter(trainable_parameters(model).values())).device

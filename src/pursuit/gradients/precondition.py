@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Kind = Literal["sgd", "sign", "less", "adam"]
+from pursuit.recipes import Preconditioner
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class AdamState:
     eps: float = 1e-8
 
 
-def precondition(gradient: Tensor, kind: Kind, name: str, state: AdamState | None, momentum: bool = True) -> Tensor:
+def precondition(
+    gradient: Tensor, kind: Preconditioner, name: str, state: AdamState | None, momentum: bool = True
+) -> Tensor:
     """Turn plain gradients into update directions (LESS, arXiv 2402.04333, section 3.1).
 
     Args:

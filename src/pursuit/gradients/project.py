@@ -6,13 +6,13 @@ The matrix never depends on batch size, device, process or shard: its random bit
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Method = Literal["sparse", "rademacher", "none"]
+from pursuit.recipes import ProjectionKind
 
 DENSE_ROWS = 512  # coordinates whose part of the dense matrix is generated at a time: 512 × 8192 floats = 16 MiB
 SIGN_BLOCK = 1 << 20  # coordinates whose signs one counter block of the generator gives
@@ -37,7 +37,7 @@ class Projection(Protocol):
         ...
 
 
-def make_projection(method: Method, size: int, dimension: int, seed: int) -> Projection:
+def make_projection(method: ProjectionKind, size: int, dimension: int, seed: int) -> Projection:
     """Build the projection of `size` coordinates to `dimension`.
 
     "sparse" (default): one ±1 a coordinate, O(P) an example. "rademacher": dense ±1/√d as in LESS (arXiv 2402.04333,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pursuit.gradients.capture import IGNORED
+IGNORED = -100  # label of a token that is not learnt from (Hugging Face's convention)
 
 
 class EncodedRows(Protocol):
@@ -25,7 +25,7 @@ class EncodedRows(Protocol):
         ...
 
 
-def plan_batches(rows: Sequence[int], lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
+def plan_batches(rows: Iterable[int], lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
     """Group rows of similar length so that each padded batch has at most `batch_tokens` tokens.
 
     Longest first, so that memory peaks in the first batch; equal lengths keep their order, so the plan is a function of
@@ -37,7 +37,7 @@ def plan_batches(rows: Sequence[int], lengths: NDArray[np.int32], batch_tokens: 
         batch_tokens: bound on rows × longest row.
     """
     batches: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: (-int(lengths[row]), row)):
+    for row in sorted(map(int, rows), key=lambda row: (-int(lengths[row]), row)):
         if batches and (len(batches[-1]) + 1) * int(lengths[batches[-1][0]]) <= batch_tokens:
             batches[-1].append(row)
         else:
@@ -45,7 +45,7 @@ def plan_batches(rows: Sequence[int], lengths: NDArray[np.int32], batch_tokens: 
     return batches
 
 
-def collate(encoded: EncodedRows, rows: Iterable[int], device: torch.device) -> dict[str, Tensor]:
+def collate(encoded: EncodedRows, rows: Iterable[int], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Pad rows on the right: `input_ids`, `attention_mask` and `labels`, each (B, longest) int64.
 
     Padding repeats token 0, is masked out of attention, and is never a label.
@@ -61,3 +61,8 @@ def collate(encoded: EncodedRows, rows: Iterable[int], device: torch.device) -> 
         labels[place, :length] = np.where(response, tokens, IGNORED)
     arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def labelled(batch: Mapping[str, Tensor]) -> int:
+    """How many tokens the loss is a mean over: the first has nothing before it to be predicted from."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())

@@ -1,0 +1,104 @@
+"""What the commands do, once their flags are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pursuit.errors import DataError, SettingsError
+from pursuit.export import Result, publish
+from pursuit.features import Features
+from pursuit.pool import Pool, check_subset_path
+from pursuit.run import Run
+from pursuit.selectors import check_budget, describe, method, parse_budget
+
+output = Console()
+
+
+def select_from_run(
+    folder: Path, settings: Mapping[str, Any], name: str, budget: str, parameters: Mapping[str, Any], out: Path | None
+) -> None:
+    """`pursuit select --run`."""
+    method(name, **parameters)  # a wrong name or parameter is found before a run folder is made
+    check_budget(budget)
+    seed = settings.get("seed")
+    show(Run(folder, **settings).select(name, budget, seed=seed, out=out, **parameters))
+
+
+def select_from_arrays(
+    name: str, budget: str, features: Path, target: Path | None, parameters: Mapping[str, Any], out: Path | None,
+    settings: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """`pursuit select --features`: no model; with --pool its rows are copied, otherwise the subset holds indices."""
+    if unused := sorted(set(settings) - {"pool", "fields", "source_field", "on_bad_row", "seed"}):
+        raise SettingsError(f"{', '.join(unused)}: not used with --features, which brings its own gradients.")
+    selector = method(name, **parameters)
+    if selector.needs_target and target is None:
+        raise SettingsError(f"{name} needs a target: --target-features FILE.npy, of the same dimension.")
+    if out is None:
+        raise SettingsError("--out is needed with --features: the subset's file, chosen.jsonl for example.")
+    subset = check_subset_path(out)
+    array = load_array(features)
+    count = parse_budget(budget, len(array))
+    pool = Pool(settings["pool"], fields=settings.get("fields")) if settings.get("pool") else None
+    if pool is not None and pool.count_rows() != len(array):
+        raise DataError(f"{features} has {len(array):,} rows but the pool has {pool.count_rows():,}.")
+    sources = None if pool is None else [example.source for example in pool]
+    given = Features.from_array(array, sources=sources)
+    goal = None if target is None else Features.from_array(load_array(target))
+    seed = settings.get("seed", 0)
+    selection = selector.select(given, count, target=goal, seed=seed)
+    about = {"method": name, "parameters": dict(selection.parameters), "seed": seed, "features": str(features)}
+    show(publish(selection, given, pool, subset, settings=about))
+
+
+def load_array(path: Path) -> np.ndarray:
+    """An (N, d) or (N, T, d) array from a .npy file, memory-mapped; pickled objects are refused."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error}).", path=str(path)) from error
+    except ValueError as error:
+        raise DataError(f"not a .npy file of numbers ({error}).", path=str(path)) from error
+
+
+def stage(name: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    """`pursuit warmup` and `pursuit extract`."""
+    run = Run(folder, **settings)
+    if name == "warmup":
+        trajectory = run.warmup()
+        for point, weight in zip(trajectory.checkpoints, trajectory.weights(), strict=True):
+            output.print(f"step {point.step}: loss {point.loss:.3f}, weight {weight:.3f}, {point.folder}")
+        return
+    features = run.extract()
+    output.print(
+        f"{features.num_rows:,} rows × {features.num_checkpoints} checkpoints × {features.dimension:,} numbers "
+        f"in {run.folder.features}"
+    )
+
+
+def show(result: Result) -> None:
+    """The overview and where everything lies."""
+    output.print(result.summary)
+    for label, path in (("subset", result.subset), ("why", result.table), ("report", result.report)):
+        output.print(Text.assemble((f"{label:8}", "bold"), str(path)))
+
+
+def print_methods() -> None:
+    """`pursuit methods`."""
+    for entry in describe():
+        output.print(Text.assemble((entry.name, "bold"), "  ", entry.summary))
+        target = ", needs a target" if entry.needs_target else ""
+        output.print(Text(f"  {entry.paper}{target}", style="dim"))
+        if entry.parameters:
+            table = Table("parameter", "default", "accepts", "meaning", box=None, padding=(0, 2, 0, 2))
+            for parameter in entry.parameters:
+                table.add_row(parameter.name, str(parameter.default), parameter.accepted, parameter.description)
+            output.print(table)
+        output.print()

@@ -1,0 +1,101 @@
+"""What a selection leaves behind: the subset, a table of why each row was chosen, and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import RenderableType
+
+from pursuit.features import Features
+from pursuit.files import atomic_path, write_text
+from pursuit.overview import Render, report_data
+from pursuit.pool import Pool, write_subset
+from pursuit.report import terminal_summary, write_report
+from pursuit.selectors import Selection
+
+
+@dataclass(frozen=True)
+class Result:
+    """A selection and where it was written.
+
+    Attributes:
+        selection: indices, weights, order, diagnostics.
+        subset: the chosen rows, in order of choice.
+        table: Parquet, one row a chosen row: index, rank, weight, cluster, score, loss, gradient_norm, source, …
+        report: the HTML page.
+        summary: the report's overview, to print with rich.
+    """
+
+    selection: Selection
+    subset: Path
+    table: Path
+    report: Path
+    summary: RenderableType
+
+
+def publish(
+    selection: Selection, features: Features, pool: Pool | None, subset: Path, *, render: Render | None = None,
+    **about: Any,
+) -> Result:  # fmt: skip
+    """Write the subset and beside it the table and the report.
+
+    Args:
+        pool: where the chosen rows are copied from; without it the subset holds index, rank and weight.
+        render: the text of a row, for the report.
+        about: what else the report shows (settings, timings, cost, refused, …), see `ReportData`.
+    """
+    chosen = chosen_table(selection, features)
+    if pool is None:
+        write_indices(chosen, subset)
+    else:
+        place = "row" if "row" in features.rows.column_names else "index"
+        write_subset(pool, features.rows[place].to_numpy()[selection.indices], subset)
+    table = beside(subset, "chosen.parquet")
+    write_table(chosen, table)
+    data = report_data(selection, features, chosen, render=render, **about)
+    report = beside(subset, "report.html")
+    write_report(data, report)
+    return Result(selection, subset, table, report, terminal_summary(data))
+
+
+def beside(subset: Path, ending: str) -> Path:
+    """`subset.jsonl.gz` → `subset.<ending>`."""
+    return subset.with_name(subset.name.split(".")[0] + "." + ending)
+
+
+def chosen_table(selection: Selection, features: Features) -> pa.Table:
+    """One row a chosen row, in order of choice.
+
+    Columns: index (row of the features), rank (from 1), weight, cluster (-1 without), score (NaN without), loss and
+    gradient_norm at the last checkpoint (NaN unknown), and what the pool says of the row: source, path, line, lengths.
+    """
+    k, indices = len(selection), selection.indices
+    about = features.rows.take(pa.array(indices))
+    columns = {
+        "index": indices, "rank": np.arange(1, k + 1), "weight": selection.weights,
+        "cluster": selection.clusters if selection.clusters is not None else np.full(k, -1),
+        "score": selection.scores if selection.scores is not None else np.full(k, np.nan),
+        "loss": features.losses[-1][indices], "gradient_norm": features.gradient_norms[-1][indices],
+    }  # fmt: skip
+    columns |= {name: about[name] for name in about.column_names if name not in columns and not name.endswith("_hash")}
+    return pa.table(columns)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet, atomically."""
+    with atomic_path(path) as partial:
+        pq.write_table(table, partial)
+
+
+def write_indices(table: pa.Table, path: Path) -> None:
+    """For features without a pool: one JSON object a line with index, rank and weight."""
+    lines = [
+        f'{{"index": {index}, "rank": {rank}, "weight": {weight!r}}}\n'
+        for index, rank, weight in zip(*(table[n].to_pylist() for n in ("index", "rank", "weight")), strict=True)
+    ]
+    write_text(path, "".join(lines))

@@ -1,0 +1,118 @@
+"""The run folder: its settings, who is using it, and how long each stage took."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pursuit.errors import RunError
+from pursuit.files import read_json, write_json
+from pursuit.settings import Settings, differences, merge, settings_from
+
+SHOWN_PACKAGES = ("pursuit", "torch", "transformers", "peft", "accelerate", "faiss-cpu", "numpy", "pyarrow")
+
+
+class RunFolder:
+    """One folder on disk; results of stages lie in folders inside it.
+
+    Args:
+        path: the folder, made when first written to.
+
+    Attributes:
+        encoded, warmup, features, targets, selections: where each stage's results lie.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.encoded, self.warmup, self.features = self.path / "encoded", self.path / "warmup", self.path / "features"
+        self.targets, self.selections = self.path / "targets", self.path / "selections"
+
+    def resolve(self, changes: Mapping[str, Any]) -> Settings:
+        """The run's settings: those stored here, with `changes` over them; stored at the first call.
+
+        Raises:
+            RunError: a change would not fit what is stored here; each one is named.
+            SettingsError: an unknown key or a value that cannot be accepted.
+        """
+        path = self.path / "settings.json"
+        if not path.exists():
+            settings = settings_from(changes)
+            if not settings.model or not settings.pool:
+                lacking = "--model" if not settings.model else "--pool"
+                raise RunError(f"{self.path}: a new run needs {lacking} (there is no run in this folder yet).")
+            self._create()
+            write_json(path, settings.model_dump(mode="json"))
+            return settings
+        stored = read_json(path)
+        settings = settings_from(merge(stored, changes))
+        if changed := differences(stored, settings.model_dump(mode="json")):
+            raise RunError(
+                f"{self.path}: this run was begun with other settings.\n  " + "\n  ".join(changed)
+                + "\nLeave them out to go on with this run, or choose another --run folder."
+            )  # fmt: skip
+        return settings
+
+    def _create(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}). Choose another folder.") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the lock goes with the process, however it ends.
+
+        Raises:
+            RunError: another process holds it (named).
+        """
+        self._create()
+        with open(self.path / "lock", "a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                raise RunError(
+                    f"{self.path}: in use by {handle.read().strip() or 'another process'}. "
+                    "Wait for it, stop it, or choose another --run folder."
+                ) from error
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}")
+            handle.flush()
+            yield
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a stage to what earlier, interrupted starts took, also when this one is interrupted."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.timings()
+            seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
+            write_json(self.path / "timings.json", seconds)
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage so far."""
+        path = self.path / "timings.json"
+        return read_json(path) if path.exists() else {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes the result."""
+    found = {"python": platform.python_version()}
+    for name in SHOWN_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,204 @@
+"""Every setting of a run, typed once: YAML files, command-line flags and Python all pass through here.
+
+The nesting is the same everywhere: `warmup: {learning_rate: 1e-4}` in YAML is `--warmup.learning-rate 1e-4` as a flag
+and `warmup={"learning_rate": 1e-4}` in Python.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pursuit.errors import SettingsError
+from pursuit.recipes import Lora, Preconditioner, ProjectionKind, Recipe, WarmUp
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class LoraSettings(_Group):
+    """A new LoRA adapter, whose weights are the coordinates of the gradients."""
+
+    rank: int = Field(Lora.rank, ge=1, description="Rank r of the adapter.")
+    alpha: int = Field(Lora.alpha, ge=1, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(Lora.dropout, ge=0, lt=1, description="Dropout on the adapter's input in the warm-up.")
+    targets: list[str] | None = Field(None, description="Layers to adapt; the attention projections if not given.")
+
+
+class WarmupSettings(_Group):
+    """The warm-up run whose checkpoints are the trajectory."""
+
+    checkpoint_steps: list[int] | None = Field(
+        list(WarmUp.checkpoint_steps or ()), description="Optimizer steps at which a checkpoint is kept; the run stops "
+        "after the last. In YAML, null keeps one an epoch, as LESS does.",
+    )  # fmt: skip
+    epochs: int = Field(WarmUp.epochs, ge=1, description="Length of the run that the schedule spans.")
+    sample: float | int = Field(WarmUp.sample, gt=0, description="Share of the pool (0.05) or number of rows (2000).")
+    learning_rate: float = Field(WarmUp.learning_rate, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Learning-rate schedule."
+    )
+    warmup_ratio: float = Field(WarmUp.warmup_ratio, ge=0, lt=1, description="Share of the run in which it rises.")
+    weight_decay: float = Field(WarmUp.weight_decay, ge=0, description="AdamW's weight decay.")
+    betas: tuple[float, float] = Field(WarmUp.betas, description="AdamW's betas.")
+    eps: float = Field(WarmUp.eps, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(WarmUp.max_grad_norm, ge=0, description="Gradient clipping; 0 does not clip.")
+    batch_size: int = Field(WarmUp.batch_size, ge=1, description="Examples an optimizer step.")
+    micro_batch_tokens: int = Field(WarmUp.micro_batch_tokens, ge=1, description="Padded tokens in memory at once.")
+    seed: int | None = Field(None, description="Of sample, order and dropout; --seed at first if not given.")
+
+
+class FeatureSettings(_Group):
+    """How a gradient becomes a feature."""
+
+    dimension: int = Field(Recipe.dimension, ge=1, description="d, numbers kept of a gradient.")
+    projection: ProjectionKind = Field(
+        Recipe.projection, description="sparse (fast), rademacher (dense, as published, slow), none (all coordinates)."
+    )
+    preconditioner: Preconditioner = Field(
+        Recipe.preconditioner,
+        description="adam (the step Adam would take), less (as in LESS' released code), sgd (the gradient), sign.",
+    )
+    momentum: bool = Field(Recipe.momentum, description="Keep the momentum term, which all examples share.")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="Of the stored rows.")
+    batch_tokens: int = Field(Recipe.batch_tokens, ge=1, description="Padded tokens a batch: bounds the memory.")
+    shard_rows: int = Field(Recipe.shard_rows, ge=1, description="Rows a shard: what a crash can lose.")
+    seed: int | None = Field(None, description="Of the projection; --seed at first if not given.")
+
+
+class Settings(_Group):
+    """What a run is made from."""
+
+    model: str | None = Field(None, description="Hub id, folder, or .gguf file of a causal language model.")
+    pool: list[str] = Field(default_factory=list, description="JSONL, Parquet, CSV files, globs or data sets to choose "
+                            "from; name=path names a source.")  # fmt: skip
+    target: list[str] = Field(default_factory=list, description="Files with examples of what the model should become "
+                              "good at, for methods that use a target; name=path names a task.")  # fmt: skip
+    fields: dict[str, str] = Field(default_factory=dict, description="Field names that differ from ours: "
+                                   "--fields.prompt frage --fields.response antwort.")  # fmt: skip
+    source_field: str = Field("source", description="Field of a row that names its source.")
+    on_bad_row: Literal["error", "skip"] = Field("error", description="Stop at a row that cannot be used, or list it.")
+    max_length: int = Field(2048, ge=2, description="Tokens kept of an example.")
+    chat_template: str | None = Field(None, description="The tokenizer's own if not given; or plain, chatml, a file.")
+    train_on: Literal["all", "last"] = Field("all", description="Learn from all assistant turns or the last.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the model on the hub.")
+    trust_remote_code: bool = Field(False, description="Run Python code that the model brings along.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the model; auto: its own on a GPU, float32 on a CPU."
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto: a GPU if there is one.")
+    attention: str | None = Field(None, description="transformers' attention implementation, sdpa for example.")
+    adapter: str | None = Field(None, description="An existing PEFT adapter to train on, instead of a new LoRA.")
+    weights: list[str] = Field(default_factory=list, description="Patterns of the model's own weights to train instead "
+                               "of a LoRA: 'model.layers.2?.mlp.*'.")  # fmt: skip
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    warmup: WarmupSettings = Field(default_factory=WarmupSettings)
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    seed: int = Field(0, ge=0, description="Of everything random; on an existing run, of the selection alone.")
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Self:
+        """Warm-up and projection keep the seed that the run began with."""
+        for group in (self.warmup, self.features):
+            if group.seed is None:
+                object.__setattr__(group, "seed", self.seed)
+        return self
+
+    def lora_recipe(self) -> Lora | None:
+        """The new adapter to make; None when an adapter or weights are named."""
+        if self.adapter or self.weights:
+            return None
+        return Lora(self.lora.rank, self.lora.alpha, self.lora.dropout, tuple(self.lora.targets or ()) or None)
+
+    def warmup_recipe(self) -> WarmUp:
+        """The warm-up's settings as the trainer takes them."""
+        values = self.warmup.model_dump()
+        steps = values.pop("checkpoint_steps")
+        return WarmUp(checkpoint_steps=None if steps is None else tuple(steps), **values)
+
+    def feature_recipe(self) -> Recipe:
+        """The features' settings as extraction takes them."""
+        return Recipe(**self.features.model_dump())
+
+
+# What may differ between two calls on one run folder without changing what is stored there.
+FREE = frozenset({
+    "target", "seed", "device", "attention", "warmup.micro_batch_tokens", "features.batch_tokens", "trust_remote_code",
+})  # fmt: skip
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` over it, group by group."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "fields"
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Validate; a SettingsError names each key, its value and what would be accepted."""
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        raise SettingsError(explain(error, Settings)) from None
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """A validation error in words for the person who wrote the settings."""
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(kind, path[:-1])
+            near = difflib.get_close_matches(path[-1], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
+            lines.append(f"{key}: unknown setting; {hint}")
+        else:
+            lines.append(f"{key} = {problem['input']!r}: {problem['msg'].lower()}.")
+    return "\n".join(lines)
+
+
+def _known_keys(kind: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings from a YAML file, not yet validated; a SettingsError names the file and line of a mistake."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path}: expected settings as `key: value` lines.")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings that shape stored results and differ, as "key: stored …, now …"."""
+    found = []
+    for key in sorted(stored.keys() | wanted.keys()):
+        name, old, new = prefix + key, stored.get(key), wanted.get(key)
+        if name in FREE or old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, name + ".")
+        else:
+            found.append(f"{name}: the run has {old!r}, now {new!r}")
+    return found
