@@ -189,7 +189,7 @@ def _quiet_libraries() -> None:
 
 def _fail(console: Console, message: str) -> None:
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False, highlight=False)
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
     sys.exit(2)
 
 

@@ -63,12 +63,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
 
     The metadata is kept as JSON under one key, as the format leaves the order of several keys open.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
     with atomic_path(path) as partial:
-        save_file(contiguous, str(partial), metadata=header)
+        partial.write_bytes(save(contiguous, metadata=header))
 
 
 def tensor_metadata(handle: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Every stage is skipped when its result already stands in the folder, and goes on
 
 from __future__ import annotations
 
+import glob
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -238,12 +239,21 @@ class Run:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Allow one path where a list is expected, and Path objects."""
+    """Allow one path where a list is expected and Path objects, and make paths independent of the working folder."""
+    settings = {key: value for key, value in settings.items() if value is not None}
     for key in ("pool", "target"):
-        if isinstance(settings.get(key), str | Path):
-            settings[key] = [settings[key]]
         if key in settings:
-            settings[key] = [str(item) for item in settings[key]]
-    if isinstance(settings.get("model"), Path):
-        settings["model"] = str(settings["model"])
-    return {key: value for key, value in settings.items() if value is not None}
+            given = settings[key]
+            items = [given] if isinstance(given, str | Path) else list(given)
+            settings[key] = [_absolute(str(item)) for item in items]
+    for key in ("model", "adapter", "chat_template"):
+        if key in settings:
+            settings[key] = _absolute(str(settings[key]))
+    return settings
+
+
+def _absolute(item: str) -> str:
+    """A file, folder or glob of this machine as an absolute path, `name=` kept; anything else (a hub id) as it is."""
+    name, equals, path = item.rpartition("=") if not Path(item).exists() else ("", "", item)
+    local = Path(path).exists() or (glob.has_magic(path) and "://" not in path)
+    return f"{name}{equals}{Path(path).absolute()}" if local else item

@@ -1,0 +1,80 @@
+"""LESS: the rows whose gradients point most towards a target set (arXiv 2402.04333)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from pursuit.selectors.base import Selector
+from pursuit.selectors.selection import Selection
+from pursuit.selectors.stratified import source_codes
+from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, blocks, rank_descending
+
+if TYPE_CHECKING:
+    from pursuit.features import Features
+
+ROUNDING = 1e-12
+
+
+class Less(Selector):
+    """Rows with the greatest influence on the target: the k best by gradient similarity.
+
+    score(z) = max over subtasks of the mean over the subtask's examples z' of Σ_t w_t ⟨Γ̂_t(z), ĝ_t(z')⟩, with unit rows
+    and the checkpoints' learning-rate weights (LESS, arXiv 2402.04333, section 4). The subtasks are the sources of the
+    target set. [ours]: scores that differ by rounding only (1e-12) are equal, and the lower index comes first.
+    """
+
+    name: ClassVar[str] = "less"
+    paper: ClassVar[str] = "LESS, arXiv 2402.04333"
+    needs_target: ClassVar[bool] = True
+
+    memory_bytes: int = Field(
+        DEFAULT_MEMORY_BYTES, ge=1 << 20, description="bound on the memory of the rows read at once, in bytes; "
+        "the choice does not depend on it",
+    )  # fmt: skip
+
+    def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
+        assert target is not None  # checked by `select`
+        names, codes = source_codes(target)
+        scores = np.zeros((features.num_rows, len(names)))
+        for number, weight in enumerate(features.weights):
+            means = _group_means(target.checkpoint(number), codes, len(names), self.memory_bytes)
+            for start, stop, block in blocks(features.checkpoint(number), np.float64, self.memory_bytes):
+                scores[start:stop] += weight * (block @ means.T)
+        _check(scores)
+        best = scores.max(axis=1)
+        chosen = rank_descending(best, ROUNDING)[:budget]
+        subtask = (scores[chosen] >= best[chosen, None] - ROUNDING).argmax(axis=1)
+        subtasks = [
+            {"subtask": name, "examples": int(count), "chosen": int(of_it)}
+            for name, count, of_it in zip(
+                names, np.bincount(codes), np.bincount(subtask, minlength=len(names)), strict=True
+            )
+        ]
+        columns = {"score": best[chosen], "subtask": subtask.astype(np.int64)}
+        diagnostics = {"subtasks": subtasks, "scores": _quantiles(best), "scores_chosen": _quantiles(best[chosen])}
+        return self._selection(features, chosen, columns=columns, diagnostics=diagnostics)
+
+
+def _group_means(matrix: RowMatrix, codes: np.ndarray, groups: int, memory_bytes: int) -> np.ndarray:
+    """(groups, d) float64 mean of the rows of each group."""
+    sums = np.zeros((groups, matrix.shape[1]))
+    for start, _, block in blocks(matrix, np.float64, memory_bytes):
+        for row, code in zip(block, codes[start:], strict=False):  # one by one: the same sums for any block
+            sums[code] += row
+    return sums / np.bincount(codes, minlength=groups)[:, None]
+
+
+def _check(scores: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise ValueError(f"NaN or infinity in the features of row {bad[0]} or of the target")
+    if not scores.any():
+        raise ValueError("every score is zero: the features of the pool or of the target are all zero")
+
+
+def _quantiles(values: np.ndarray) -> list[float]:
+    """Minimum, quartiles and maximum."""
+    return [float(value) for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])]

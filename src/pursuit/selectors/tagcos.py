@@ -1,0 +1,139 @@
+"""TAGCOS: gradient clusters, and a matching pursuit of each cluster's centre (arXiv 2407.15235)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pursuit.selectors.base import Selector
+from pursuit.selectors.selection import Selection
+from pursuit.solvers.apportion import floor_shares, largest_remainder
+from pursuit.solvers.clusters import kmeans
+from pursuit.solvers.matching_pursuit import PursuitResult, matching_pursuit
+from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, RowView, gathered_dots
+
+if TYPE_CHECKING:
+    from pursuit.features import Features
+
+AS_PUBLISHED = {"apportionment": "floor"}
+
+
+class Tagcos(Selector):
+    """Few rows that stand for the whole pool: clusters of gradients, each approximated by a few of its members.
+
+    k-means on the averaged gradient features; every cluster gets a share of the budget in proportion to its size;
+    inside of a cluster, non-negative orthogonal matching pursuit of the centre, started again until the share is used
+    up (TAGCOS, arXiv 2407.15235, section 3).
+
+    [ours]: shares by largest remainder, so that they add up to the budget (`Tagcos.as_published()` rounds down and may
+    choose fewer); the weights of the pursuit are kept; k-means is seeded and trains on a sample (held in memory
+    besides `memory_bytes`). The order of choice
+    across clusters: the i-th of a cluster's k_c choices stands at (i + ½) / k_c, then the larger weight comes first, so
+    that the beginning of the order covers all clusters in proportion.
+
+    Columns of the selection: `cluster`, `step` (place among the choices of its cluster), `score` (inner product of the
+    feature with its cluster's centre).
+    """
+
+    name: ClassVar[str] = "tagcos"
+    paper: ClassVar[str] = "TAGCOS, arXiv 2407.15235"
+
+    clusters: int = Field(100, ge=1, description="number of k-means clusters K; lowered where the pool is small")
+    ridge: float = Field(1.0, ge=0, allow_inf_nan=False, description="ridge λ of the pursuit, for unit-norm features")
+    tol: float = Field(1e-4, ge=0, allow_inf_nan=False, description="relative residual that ends a pass of the pursuit")
+    apportionment: Literal["largest-remainder", "floor"] = Field(
+        "largest-remainder", description="how shares become whole numbers; floor is the paper's, and loses up to K rows"
+    )
+    iterations: int = Field(25, ge=1, description="iterations of k-means")
+    sample_per_cluster: int = Field(256, ge=1, description="k-means trains on at most so many random rows a cluster")
+    memory_bytes: int = Field(
+        DEFAULT_MEMORY_BYTES, ge=1 << 20, description="bound on the memory of k-means and of the pursuit, in bytes; "
+        "the choice does not depend on it",
+    )  # fmt: skip
+
+    @classmethod
+    def as_published(cls, **settings: Any) -> Tagcos:
+        """TAGCOS without our changes: shares are rounded down, and fewer than the budget may be chosen."""
+        return cls(**{**AS_PUBLISHED, **settings})
+
+    def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
+        matrix = features.average()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            centres, assignment = kmeans(
+                matrix, self.clusters, seed=seed, iterations=self.iterations,
+                sample=self.sample_per_cluster * self.clusters, memory_bytes=self.memory_bytes,
+            )  # fmt: skip
+        if not centres.any():
+            raise ValueError("the features are all zero")
+        sizes = np.bincount(assignment, minlength=len(centres))
+        share = floor_shares if self.apportionment == "floor" else largest_remainder
+        shares = share(sizes, budget)
+        if not shares.any():
+            raise ValueError(
+                f"rounded down, the shares of all {len(sizes)} clusters in a budget of {budget} are 0; "
+                "lower `clusters` or take apportionment='largest-remainder'"
+            )
+        pursuits = self._pursue(matrix, centres, assignment, shares)
+        warned = [str(warning.message) for warning in caught]
+        for message in warned:
+            warnings.warn(message, stacklevel=3)
+        return self._assemble(features, matrix, centres, sizes, pursuits, warned)
+
+    def _pursue(
+        self, matrix: RowMatrix, centres: np.ndarray, assignment: np.ndarray, shares: np.ndarray
+    ) -> dict[int, tuple[np.ndarray, PursuitResult]]:
+        """For every cluster with a share, the rows of its members and what the pursuit chose among them."""
+        by_cluster = np.argsort(assignment, kind="stable")
+        ends = np.cumsum(np.bincount(assignment, minlength=len(centres)))
+        pursuits = {}
+        for cluster in np.flatnonzero(shares):
+            members = by_cluster[ends[cluster - 1] if cluster else 0 : ends[cluster]]
+            fits = len(members) * matrix.shape[1] * 4 <= self.memory_bytes // 2
+            rows: RowMatrix = np.ascontiguousarray(matrix[members], np.float32) if fits else RowView(matrix, members)
+            result = matching_pursuit(
+                rows, centres[cluster], int(shares[cluster]),
+                ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes // 2,
+            )  # fmt: skip
+            pursuits[int(cluster)] = (members[result.indices], result)
+        return pursuits
+
+    def _assemble(
+        self, features: Features, matrix: RowMatrix, centres: np.ndarray, sizes: np.ndarray,
+        pursuits: dict[int, tuple[np.ndarray, PursuitResult]], warned: list[str],
+    ) -> Selection:  # fmt: skip
+        indices = np.concatenate([rows for rows, _ in pursuits.values()])
+        weights = np.concatenate([result.weights for _, result in pursuits.values()])
+        steps = np.concatenate([np.arange(len(rows)) for rows, _ in pursuits.values()])
+        lengths = [len(rows) for rows, _ in pursuits.values()]
+        cluster = np.repeat(np.array(list(pursuits), dtype=np.int64), lengths)
+        scores = np.concatenate(
+            [gathered_dots(matrix, rows, centres[number], self.memory_bytes) for number, (rows, _) in pursuits.items()]
+        )
+        order = np.lexsort((indices, -weights, (steps + 0.5) / np.repeat(lengths, lengths)))
+        columns = {"cluster": cluster[order], "step": steps[order], "score": scores[order]}
+        diagnostics = {
+            "clusters": [_describe(number, int(size), pursuits.get(number)) for number, size in enumerate(sizes)],
+            "warnings": warned,
+        }
+        return self._selection(features, indices[order], weights[order], columns=columns, diagnostics=diagnostics)
+
+
+def _describe(number: int, size: int, pursuit: tuple[np.ndarray, PursuitResult] | None) -> dict[str, Any]:
+    """One cluster in words and numbers; its residual curve has a value for every step of every pass."""
+    if pursuit is None:
+        return {"cluster": number, "size": size, "chosen": 0}
+    rows, result = pursuit
+    return {
+        "cluster": number,
+        "size": size,
+        "chosen": len(rows),
+        "passes": len(result.passes),
+        "pass_steps": result.pass_steps.tolist(),
+        "filled": result.filled,
+        "drops": result.drops,
+        "residuals": [float(value) for value in result.residuals],
+    }

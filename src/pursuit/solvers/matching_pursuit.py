@@ -1,0 +1,294 @@
+"""Non-negative orthogonal matching pursuit with a ridge (TAGCOS, arXiv 2407.15235, section 3), fast and exact.
+
+The textbook algorithm solves the ridge problem anew and multiplies all atoms by the residual in every step. Here the
+solution follows a Cholesky factor that grows and shrinks by a row, and the pursuit runs ahead on a shortlist of atoms
+for many steps. One product of all atoms with all residuals of these steps then shows whether another atom would have
+been chosen; from the first step where this is so, the pursuit goes on from there. Low precision is enough for that,
+because its error is bounded and what it leaves open is compared in float64. The atoms chosen are those of the textbook
+algorithm in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pursuit.solvers.pursuit_state import NOISE, Problem, PursuitState
+from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, gathered_dots, rank_descending
+from pursuit.solvers.screening import TIE, Screen
+
+FIRST_STEPS, FEWEST_STEPS = 16, 6  # to run ahead at first; with fewer that stand it does not pay
+FORESEEN = 4  # choices in a row near the top of the scores before, and running ahead is tried again
+
+
+@dataclass(frozen=True)
+class PursuitResult:
+    """What a pursuit chose.
+
+    Attributes:
+        indices: (k,) int64, atoms in the order of choice, pass after pass.
+        weights: (k,) float64, each from the solution of its own pass; 0 for atoms that were filled in.
+        residuals: (steps,) float64, ‖c − F_Iᵀ w‖ / ‖c‖ after every step of every pass that chose something.
+        passes: (passes,) int64, where each pass starts in `indices`.
+        pass_steps: (passes,) int64, where each pass starts in `residuals`.
+        filled: how many of the last `indices` no pass chose.
+        drops: how many times an atom was dropped because its weight was negative.
+    """
+
+    indices: np.ndarray
+    weights: np.ndarray
+    residuals: np.ndarray
+    passes: np.ndarray
+    pass_steps: np.ndarray
+    filled: int
+    drops: int
+
+
+def matching_pursuit(
+    atoms: RowMatrix,
+    target: np.ndarray,
+    budget: int,
+    *,
+    ridge: float = 1.0,
+    tol: float = 1e-4,
+    positive: bool = True,
+    restart: bool = True,
+    ridge_first: bool = False,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> PursuitResult:
+    """Choose few atoms f_i that approximate a target c together: min ‖c − Σ w_i f_i‖² + ridge ‖w‖², w ≥ 0.
+
+    One pass (TAGCOS, arXiv 2407.15235, section 3 and its released code), of at most as many steps as the budget has
+    left: take the atom with the largest ⟨f_i, r⟩, solve for all weights, drop the most negative weight and solve again
+    until none is negative, r ← c − Σ w_i f_i. The pass ends when ‖r‖/‖c‖ < `tol` or when the best atom is already in
+    it. The next pass starts from c on the atoms that are left, until the budget is filled.
+
+    Left open by the paper, and decided here [ours]:
+    - Ties: correlations within 1e-12 · max‖f‖ · ‖r‖ of the largest are equal, and the lowest index wins. Weights within
+      the same relative distance of zero are zero, not negative.
+    - A step that changes nothing (the new atom is the one dropped) ends the pass: every later step would repeat it.
+    - An atom that depends linearly on those of the pass (Schur complement ≤ 1e-12 · ‖f‖²; only with a vanishing ridge,
+      or a zero atom at the start of a pass) ends the pass.
+    - A pass that chooses nothing ends the restarts. The rest of the budget is filled with the atoms of the largest
+      correlation with c, at weight 0.
+    - `tol` below 1e-12 counts as 1e-12.
+
+    The result does not depend on `memory_bytes` or on how the atoms are served, and is the same on every call.
+
+    Args:
+        atoms: (n, d) rows; may be larger than memory, and is then read in blocks.
+        target: (d,) c.
+        budget: how many atoms to choose; more than n means all n.
+        ridge: λ ≥ 0, an absolute number.
+        tol: relative residual at which a pass ends.
+        positive: non-negative weights and signed correlations; False is plain orthogonal matching pursuit (largest
+            |⟨f_i, r⟩|, least squares with the ridge).
+        restart: start again until the budget is filled; False makes one pass and may return fewer than `budget`.
+        ridge_first: solve for the first atom of a pass with the ridge too; the released code solves it without.
+        memory_bytes: bound on the memory of a working copy of the atoms (left out where it does not fit), of the
+            shortlist and of the products. On top come O(n) numbers, and O(m·d + m²) for a pass of m atoms.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN or infinity, a negative budget, ridge or tolerance.
+    """
+    target = _checked(atoms, target, budget, ridge, tol)
+    screen = Screen(atoms, target, memory_bytes)
+    problem = Problem(
+        atoms, target, screen.base, screen.largest_norm, min(int(budget), screen.rows), ridge,
+        ridge if ridge_first else 0.0, max(tol, NOISE), positive, restart,
+    )  # fmt: skip
+    return _result(_run(PursuitState(problem), screen), screen)
+
+
+def _checked(atoms: RowMatrix, target: np.ndarray, budget: int, ridge: float, tol: float) -> np.ndarray:
+    target = np.ascontiguousarray(target, dtype=np.float64)
+    if len(atoms.shape) != 2 or target.shape != (atoms.shape[1],):
+        raise ValueError(f"atoms must be (n, d) and target (d,); they are {tuple(atoms.shape)} and {target.shape}")
+    if not np.isfinite(target).all():
+        raise ValueError("target holds NaN or infinity")
+    if not budget >= 0 or int(budget) != budget:
+        raise ValueError(f"budget must be a whole number of at least 0, not {budget}")
+    for name, value in (("ridge", ridge), ("tol", tol)):
+        if not (value >= 0 and np.isfinite(value)):
+            raise ValueError(f"{name} must be a number of at least 0, not {value}")
+    return target
+
+
+@dataclass
+class _Choice:
+    """A choice from the shortlist, to be checked against all other atoms."""
+
+    atom: int
+    residual: np.ndarray  # (d,)
+    floor: float  # an atom outside of the shortlist with a correlation below this cannot have been better
+    support: list[int]
+    taken: int  # how many atoms earlier passes had chosen
+    place: int  # in the log of all choices of the run
+
+
+@dataclass
+class _Shortlist:
+    """The atoms (m,) that the pursuit runs ahead on, and their rows (m, d)."""
+
+    atoms: np.ndarray
+    rows: np.ndarray
+
+
+def _run(state: PursuitState, screen: Screen) -> PursuitState:
+    """Choose until the pursuit is finished: one by one, or ahead on a shortlist while it foresees the choices."""
+    scores = screen.base if state.problem.positive else np.abs(screen.base)  # the latest known of all atoms
+    steps, foreseen = FIRST_STEPS, 0
+    while state.ready():
+        if not state.support.indices:  # the residual is the target, and all correlations with it are known
+            state.apply(_best_for_target(state, screen))
+        elif steps:
+            state, scores, stood = _ahead(state, screen, scores, min(steps, screen.most_residuals))
+            steps = min(2 * steps, 128) if stood >= steps else 3 * stood // 2 if stood >= FEWEST_STEPS else 0
+            foreseen = 0
+        else:
+            before = scores
+            atom, scores = _one(state, screen)
+            state.apply(atom)
+            foreseen = foreseen + 1 if np.count_nonzero(before > before[atom]) < screen.shortlist_size // 4 else 0
+            steps = FIRST_STEPS if foreseen == FORESEEN else 0
+    return state
+
+
+def _best_for_target(state: PursuitState, screen: Screen) -> int:
+    open_atoms = np.flatnonzero(state.available)
+    scores = screen.base[open_atoms] if state.problem.positive else np.abs(screen.base[open_atoms])
+    return screen.best(scores, 0.0, open_atoms, state.residual, state.problem.positive)
+
+
+def _one(state: PursuitState, screen: Screen) -> tuple[int, np.ndarray]:
+    """The best of all atoms for the residual, and the scores of all."""
+    products, errors = screen.products(state.residual[None])
+    scores = products[0] if state.problem.positive else np.abs(products[0])
+    return _best_of_all(state, screen, scores, float(errors[0])), scores
+
+
+def _best_of_all(state: PursuitState, screen: Screen, scores: np.ndarray, error: float) -> int:
+    open_scores = np.where(state.available, scores, -np.inf)
+    return screen.best(open_scores, error, np.arange(screen.rows), state.residual, state.problem.positive)
+
+
+def _ahead(state: PursuitState, screen: Screen, scores: np.ndarray, steps: int) -> tuple[PursuitState, np.ndarray, int]:
+    """Run ahead on a shortlist, then check the choices against all atoms.
+
+    Returns:
+        the state after the choices that stood (and the first that did not, corrected), the latest scores of all atoms,
+        and how many choices stood.
+    """
+    shortlist = _shortlist(state, screen, scores)
+    start = state.copy()
+    choices, log = _run_ahead(state, screen, shortlist, steps)
+    if not choices or len(shortlist.atoms) == np.count_nonzero(start.available):
+        return state, scores, steps  # nothing to check, or nothing outside of the shortlist
+    products, errors = screen.products(np.stack([choice.residual for choice in choices]))
+    if not state.problem.positive:
+        np.abs(products, out=products)
+    failed = _first_failure(start, state, screen, shortlist, choices, products, errors)
+    if failed is None:
+        return state, products[-1], steps
+    for atom in log[: choices[failed].place]:
+        start.ready()
+        start.apply(atom)
+    start.ready()
+    start.apply(_best_of_all(start, screen, products[failed], float(errors[failed])))
+    return start, products[failed], failed
+
+
+def _shortlist(state: PursuitState, screen: Screen, scores: np.ndarray) -> _Shortlist:
+    """The available atoms that correlate most with the latest residual, and with the target for the passes to come."""
+    size = screen.shortlist_size
+    for_target = size // 4 if state.passes else 0
+    open_atoms = np.flatnonzero(state.available)
+    if len(open_atoms) > size:
+        best = [open_atoms[np.argpartition(scores[open_atoms], for_target - size)[for_target - size :]]]
+        if for_target:
+            base = screen.base if state.problem.positive else np.abs(screen.base)
+            best.append(open_atoms[np.argpartition(base[open_atoms], -for_target)[-for_target:]])
+        open_atoms = np.unique(np.concatenate(best))
+    return _Shortlist(open_atoms, np.ascontiguousarray(screen.atoms[open_atoms], dtype=screen.shortlist_type))
+
+
+def _run_ahead(
+    state: PursuitState, screen: Screen, shortlist: _Shortlist, steps: int
+) -> tuple[list[_Choice], list[int]]:
+    """Take up to `steps` choices from the shortlist: those that need a check, and the log of all atoms chosen."""
+    choices: list[_Choice] = []
+    log: list[int] = []
+    while len(choices) < steps and state.ready():
+        if not state.support.indices:
+            atom = _best_for_target(state, screen)
+        else:
+            choices.append(_choose(state, screen, shortlist, len(log)))
+            atom = choices[-1].atom
+        log.append(atom)
+        state.apply(atom)
+    return choices, log
+
+
+def _choose(state: PursuitState, screen: Screen, shortlist: _Shortlist, place: int) -> _Choice:
+    """The best of the shortlist and of the atoms of the running pass."""
+    problem, support = state.problem, state.support.indices
+    products = shortlist.rows @ state.residual.astype(shortlist.rows.dtype)
+    listed = np.where(state.available[shortlist.atoms], products, -np.inf)
+    own = np.zeros(len(support)) if state.without_ridge else problem.ridge * state.pass_weights  # F_I r = λ w
+    scores = np.concatenate([listed, own])
+    if not problem.positive:
+        scores = np.where(np.isneginf(scores), scores, np.abs(scores))
+    norm = state.relative * problem.target_norm
+    coarse, fine = float(np.finfo(shortlist.rows.dtype).eps), float(np.finfo(np.float64).eps)
+    error = problem.largest_norm * (coarse * (screen.width + 4) * norm + 8 * fine * problem.target_norm)
+    candidates = np.concatenate([shortlist.atoms, np.array(support, dtype=np.int64)])
+    atom = screen.best(scores, error, candidates, state.residual, problem.positive)
+    floor = float(scores.max()) - 2 * error - TIE * problem.largest_norm * norm
+    return _Choice(atom, state.residual, floor, support[:], len(state.indices), place)
+
+
+def _first_failure(
+    start: PursuitState, state: PursuitState, screen: Screen, shortlist: _Shortlist,
+    choices: list[_Choice], products: np.ndarray, errors: np.ndarray,
+) -> int | None:  # fmt: skip
+    """The first choice that an atom outside of the shortlist may have deserved, if any."""
+    outside = start.available.copy()
+    outside[shortlist.atoms] = False
+    false_alarms = 0
+    failed = None
+    for number, choice in enumerate(choices):
+        rivals = np.flatnonzero(products[number] >= choice.floor - errors[number])
+        rivals = rivals[outside[rivals]]
+        if not len(rivals):
+            continue
+        gone = choice.support + state.indices[len(start.indices) : choice.taken]
+        rivals = rivals[~np.isin(rivals, gone)]
+        exact = gathered_dots(screen.atoms, rivals, choice.residual, screen.memory_bytes)
+        better = (exact if state.problem.positive else np.abs(exact)) >= choice.floor
+        false_alarms += int(np.count_nonzero(~better))
+        if better.any():
+            failed = number
+            break
+    if false_alarms > 128 * (len(choices) if failed is None else failed + 1):
+        screen.sharpen()
+    return failed
+
+
+def _result(state: PursuitState, screen: Screen) -> PursuitResult:
+    """Everything chosen, filled up to the budget by correlation with the target."""
+    problem = state.problem
+    missing = problem.budget - len(state.indices) if problem.restart else 0
+    rest = np.flatnonzero(state.available)
+    if missing:
+        scores = screen.base[rest] if problem.positive else np.abs(screen.base[rest])
+        rest = rest[rank_descending(scores, TIE * problem.largest_norm * problem.target_norm)]
+    return PursuitResult(
+        indices=np.array(state.indices + rest[:missing].tolist(), dtype=np.int64),
+        weights=np.array(state.weights + [0.0] * missing, dtype=np.float64),
+        residuals=np.array(state.residuals, dtype=np.float64),
+        passes=np.array(state.passes, dtype=np.int64),
+        pass_steps=np.array(state.pass_steps, dtype=np.int64),
+        filled=missing,
+        drops=state.drops,
+    )

@@ -1,0 +1,87 @@
+"""Matrices that are read a block of rows at a time, so that they may be larger than memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+DEFAULT_MEMORY_BYTES = 1 << 30
+MAX_BLOCK_BYTES = 32 << 20  # beyond this a larger block only costs memory
+
+
+class RowMatrix(Protocol):
+    """A matrix of shape (n, d) that gives rows as a numpy array: a numpy array is one, a view over a store another."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """Rows given by a slice or an int64 index array, as a floating-point array (rows, d)."""
+
+
+class RowView:
+    """Some rows of a RowMatrix, in the order of `indices`, read when asked for: itself a RowMatrix."""
+
+    def __init__(self, matrix: RowMatrix, indices: np.ndarray) -> None:
+        self.matrix, self.indices = matrix, np.asarray(indices, dtype=np.int64)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(number of indices, d)."""
+        return (len(self.indices), self.matrix.shape[1])
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """The rows, read from the underlying matrix."""
+        return self.matrix[self.indices[rows]]
+
+
+def check_matrix(matrix: RowMatrix, name: str) -> tuple[int, int]:
+    """Return (n, d) of a matrix, or raise ValueError when it does not have two dimensions."""
+    if len(matrix.shape) != 2:
+        raise ValueError(f"{name} must have two dimensions (rows, features), not the shape {tuple(matrix.shape)}")
+    return int(matrix.shape[0]), int(matrix.shape[1])
+
+
+def block_bounds(rows: int, row_bytes: int, memory_bytes: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive blocks of rows, each within the memory bound (and at least one row)."""
+    step = max(1, min(memory_bytes, MAX_BLOCK_BYTES) // max(1, row_bytes))
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
+
+
+def blocks(matrix: RowMatrix, dtype: type, memory_bytes: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Read a matrix from its first row to its last: (start, stop, contiguous block of `dtype`)."""
+    rows, width = check_matrix(matrix, "matrix")
+    for start, stop in block_bounds(rows, width * np.dtype(dtype).itemsize, memory_bytes):
+        yield start, stop, np.ascontiguousarray(matrix[start:stop], dtype=dtype)
+
+
+def row_dots(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Inner products ⟨row, vector⟩ in float64, each summed in one fixed order.
+
+    A BLAS product may sum a row differently depending on its place in the block; here equal rows always get equal bits.
+    """
+    return np.einsum("ij,j->i", np.ascontiguousarray(rows, dtype=np.float64), vector)
+
+
+def gathered_dots(matrix: RowMatrix, indices: np.ndarray, vector: np.ndarray, memory_bytes: int) -> np.ndarray:
+    """`row_dots` of chosen rows of a matrix, read within the memory bound."""
+    out = np.empty(len(indices))
+    for start, stop in block_bounds(len(indices), matrix.shape[1] * 8, memory_bytes):
+        out[start:stop] = row_dots(matrix[indices[start:stop]], vector)
+    return out
+
+
+def rank_descending(scores: np.ndarray, tolerance: float) -> np.ndarray:
+    """Indices from the highest score to the lowest; equal scores in the order of their index.
+
+    Scores count as equal when a chain of neighbours, each within `tolerance` of the next, joins them: rounding then
+    cannot decide the order of duplicates.
+    """
+    order = np.argsort(-scores, kind="stable")
+    gaps = -np.diff(scores[order], prepend=scores[order[:1]])
+    group = np.cumsum(gaps > tolerance)
+    return order[np.lexsort((order, group))]

@@ -1,0 +1,151 @@
+"""Finding the atom that correlates most with a residual, for many residuals at one reading of the atoms.
+
+A product of all atoms with one residual is bound by memory, a product with many residuals by arithmetic, and low
+precision makes that cheap too. So a pursuit runs ahead on a shortlist of atoms, and `Screen.products` then shows, for
+all its residuals together and with a bound on the error, which atoms outside of the shortlist could have been better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pursuit.solvers.rows import RowMatrix, blocks, check_matrix, gathered_dots, row_dots
+
+SHORTLIST = 1024  # longer: fewer choices are missed, and every step costs more
+CACHE_BYTES = 2 << 20  # a block of the first reading is used several times: keep it near the processor
+TIE = 1e-12  # correlations that differ by less, relative to ‖f‖ ‖r‖, are equal
+
+
+class Screen:
+    """Correlations of the atoms F (n, d) with residuals of a target c (d,).
+
+    Products are taken with F − 1 mᵀ, m a multiple of c: atoms with a large common part keep small errors that way.
+
+    Attributes:
+        base: (n,) float64, F c; equal rows have equal bits.
+        largest_norm: the largest row norm of F.
+    """
+
+    def __init__(self, atoms: RowMatrix, target: np.ndarray, memory_bytes: int) -> None:
+        self.rows, self.width = check_matrix(atoms, "atoms")
+        self.atoms, self.memory_bytes = atoms, memory_bytes
+        self._shift = _shift(atoms, target)
+        fits = 2 * self.rows * self.width <= memory_bytes // 2 and _fast_bfloat16()
+        self._copy = torch.empty((self.rows, self.width), dtype=torch.bfloat16) if fits else None
+        self._dtype = torch.bfloat16 if fits else torch.float32
+        self.base, squares = self._read(target)
+        unusable = np.flatnonzero(~np.isfinite(squares) | ~np.isfinite(self.base))
+        if len(unusable):
+            raise ValueError(f"atoms: row {unusable[0]} holds NaN, infinity or numbers too large to square")
+        self.largest_norm = float(np.sqrt(squares.max(initial=0.0)))
+        self._largest_shifted = self.largest_norm + float(np.linalg.norm(self._shift))
+        if not 1e-12 < self.largest_norm < 1e12:
+            self._copy, self._dtype = None, torch.float64
+
+    def _read(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """F c and the squared row norms; fills the working copy on the way."""
+        base, squares = np.empty(self.rows), np.empty(self.rows)
+        for start, stop, block in blocks(self.atoms, np.float64, min(self.memory_bytes, CACHE_BYTES)):
+            squares[start:stop] = np.einsum("ij,ij->i", block, block)
+            base[start:stop] = row_dots(block, target)
+            if self._copy is not None:
+                self._copy[start:stop] = torch.from_numpy(block - self._shift)
+        return base, squares
+
+    @property
+    def most_residuals(self) -> int:
+        """How many residuals `products` takes within the memory bound."""
+        return int(np.clip(self.memory_bytes // 4 // max(1, 8 * self.rows), 1, 128))
+
+    @property
+    def shortlist_type(self) -> type:
+        """Precision of a shortlist's rows."""
+        return np.float64 if self._dtype == torch.float64 else np.float32
+
+    @property
+    def shortlist_size(self) -> int:
+        """How many atoms a shortlist holds within the memory bound."""
+        return int(np.clip(self.memory_bytes // 4 // max(1, 8 * self.width), 8, SHORTLIST))
+
+    def products(self, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """R Fᵀ for residuals R (s, d): (s, n) values, and (s,) bounds on the error of each row of them."""
+        plain = isinstance(self.atoms, np.ndarray) and self.atoms.dtype in (np.float32, np.float64)
+        if plain and len(residuals) == 1 and self._dtype != torch.float64:
+            return self._one_product(residuals[0])
+        working = torch.from_numpy(residuals).to(self._dtype)
+        wide = torch.float64 if self._dtype == torch.float64 else torch.float32
+        out = torch.empty((len(residuals), self.rows), dtype=wide)
+        largest = np.zeros(len(residuals))
+        for start, stop, block in self._blocks():
+            narrow = working @ block.T
+            low, high = torch.aminmax(narrow, dim=1)
+            largest = np.maximum(largest, torch.maximum(-low, high).to(torch.float64).numpy())
+            out[:, start:stop] = narrow
+        common = residuals @ self._shift
+        out += torch.from_numpy(common).to(wide)[:, None]
+        unit, summing = torch.finfo(self._dtype).eps / 2, torch.finfo(wide).eps * (self.width + 4)
+        norms = np.linalg.norm(residuals, axis=1)
+        errors = (2.1 * unit + summing) * self._largest_shifted * norms + unit * largest + summing * np.abs(common)
+        return out.numpy(), errors
+
+    def _one_product(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`products` of one residual; with the atoms at hand as they are, reading them costs more than precision does."""
+        assert isinstance(self.atoms, np.ndarray)
+        summing = float(np.finfo(self.atoms.dtype).eps) * (self.width + 4)
+        error = summing * self.largest_norm * float(np.linalg.norm(residual))
+        return (self.atoms @ residual.astype(self.atoms.dtype))[None], np.array([error])
+
+    def sharpen(self) -> None:
+        """From now on take products in float32: too many atoms were within the error of bfloat16."""
+        if self._dtype == torch.bfloat16:
+            self._copy, self._dtype = None, torch.float32
+            if 4 * self.rows * self.width <= self.memory_bytes // 2:
+                copy = torch.empty((self.rows, self.width), dtype=torch.float32)
+                for start, stop, block in self._blocks():
+                    copy[start:stop] = block
+                self._copy = copy
+
+    def _blocks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """F − 1 mᵀ in the working precision, block by block."""
+        if self._copy is not None:
+            yield 0, self.rows, self._copy
+            return
+        for start, stop, block in blocks(self.atoms, np.float64, self.memory_bytes // 2):
+            yield start, stop, torch.from_numpy(block - self._shift).to(self._dtype)
+
+    def best(
+        self, scores: np.ndarray, error: float, candidates: np.ndarray, residual: np.ndarray, positive: bool
+    ) -> int:
+        """The candidate with the largest (absolute) correlation with a residual; the lowest index of equal ones.
+
+        Args:
+            scores: (m,) approximate correlations, already absolute unless `positive`.
+            error: bound on their error; 0 for exact ones.
+            candidates: (m,) the atoms that they belong to, in any order.
+        """
+        tie = TIE * self.largest_norm * float(np.linalg.norm(residual))
+        near = np.flatnonzero(scores >= scores.max() - 2 * error - tie)
+        close, exact = candidates[near], scores[near]
+        if len(near) > 1 and error:
+            exact = gathered_dots(self.atoms, close, residual, self.memory_bytes)
+            exact = exact if positive else np.abs(exact)
+        return int(close[exact >= exact.max() - tie].min())
+
+
+def _shift(atoms: RowMatrix, target: np.ndarray) -> np.ndarray:
+    """The multiple of the target that lies nearest to the atoms, judged by a few of them."""
+    square = float(target @ target)
+    if not len(target) or not atoms.shape[0] or not square > 0:
+        return np.zeros_like(target)
+    few = atoms[np.unique(np.linspace(0, atoms.shape[0] - 1, 32).astype(np.int64))]
+    share = float(row_dots(few, target).mean()) / square
+    return share * target if np.isfinite(share) else np.zeros_like(target)
+
+
+def _fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())

@@ -1,0 +1,60 @@
+"""A file is there whole or not at all, and a full disk says so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from pursuit.errors import RunError, StoreError
+from pursuit.export import write_table
+from pursuit.files import PARTIAL, atomic_path, fingerprint, read_json, write_json, write_tensors
+
+WRITERS = {
+    "json": lambda path: write_json(path, {"a": [1] * 20_000}),
+    "tensors": lambda path: write_tensors(path, {"a": torch.zeros(100_000)}, {"made": "here"}),
+    "parquet": lambda path: write_table(pa.table({"a": list(range(20_000))}), path),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, kind):
+    path = tmp_path / "file"
+    path.write_text("before")
+    os.symlink("/dev/full", tmp_path / ("file" + PARTIAL))
+    with pytest.raises(RunError, match="the disk is full"):
+        WRITERS[kind](path)
+    assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_the_same_content_is_the_same_bytes(tmp_path, kind):
+    WRITERS[kind](tmp_path / "a")
+    WRITERS[kind](tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_interrupted_write_is_never_read(tmp_path):
+    path = tmp_path / "file.json"
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as partial:
+        partial.write_text("{")
+        raise KeyboardInterrupt
+    assert not path.exists()
+    write_json(path, {"b": 1, "a": 2})
+    assert read_json(path) == {"a": 2, "b": 1}
+
+
+def test_damaged_json_names_its_file(tmp_path):
+    (tmp_path / "broken.json").write_text('{"a": ')
+    with pytest.raises(StoreError, match=r"broken\.json"):
+        read_json(tmp_path / "broken.json")
+
+
+def test_fingerprints_ignore_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
