@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tiny import CONFIGS, VOCABULARY, tiny_model
 
 from pursuit.errors import ModelError
 from pursuit.gradients import example_gradients, trainable_parameters
+from tiny import CONFIGS, VOCABULARY, tiny_model
 
 TARGETS = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj"],

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny import tiny_model, tiny_tokenizer
 
 from pursuit import Run, Tagcos
 from pursuit.cli import main
 from pursuit.errors import RunError, SelectionError, SettingsError
+from tiny import tiny_model, tiny_tokenizer
 
 WORDS = "the capital of france is paris rome italy answer question apple sea wind poem count letters good day".split()
 SMALL = {
@@ -32,9 +32,11 @@ def write_rows(path: Path, count: int, seed: int, sources="abc") -> list[bytes]:
     lines = []
     for _ in range(count):
         row = {
-            "source": generator.choice(sources), "prompt": " ".join(generator.choices(WORDS, k=generator.randint(2, 20))),
-            "response": " ".join(generator.choices(WORDS, k=generator.randint(1, 12))), "ünïcode": "é\u2028 kept",
-        }  # fmt: skip
+            "source": generator.choice(sources),
+            "prompt": " ".join(generator.choices(WORDS, k=generator.randint(2, 20))),
+            "response": " ".join(generator.choices(WORDS, k=generator.randint(1, 12))),
+            "ünïcode": "é\u2028 kept",
+        }
         lines.append(json.dumps(row, ensure_ascii=generator.random() < 0.5, indent=None).encode())
     path.write_bytes(b"\n".join(lines) + b"\n")
     return lines
@@ -204,11 +206,13 @@ def test_killed_anywhere_it_ends_with_the_same_bits(place, tmp_path):
     """SIGKILL in the encoding, in the warm-up, in the middle of the features, and in the selection."""
 
     def start(folder: Path) -> subprocess.Popen:
-        settings = {**SMALL, "model": str(place / "model"), "pool": [str(place / "pool.jsonl")], "run": str(folder / "run")}
         folder.mkdir(exist_ok=True)
+        job = {
+            **SMALL, "model": str(place / "model"), "pool": [str(place / "pool.jsonl")], "run": str(folder / "run"),
+            "budget": "10%", "params": {"clusters": 4}, "out": str(folder / "subset.jsonl"),
+        }  # fmt: skip
         config = folder / "job.yaml"
-        config.write_text(json.dumps({**settings, "budget": "10%", "params": {"clusters": 4},
-                                      "out": str(folder / "subset.jsonl")}))  # fmt: skip
+        config.write_text(json.dumps(job))  # JSON is YAML
         command = [sys.executable, "-m", "pursuit.cli", "run", str(config)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

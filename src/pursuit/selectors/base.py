@@ -52,7 +52,7 @@ class Selector(BaseModel, ABC):
             seed: of everything random in the method.
 
         Raises:
-            SelectionError: a target is missing or does not fit, features are all zero or NaN, the budget is out of range.
+            SelectionError: the target is missing or does not fit, features are all zero or NaN, or the budget is wrong.
         """
         if not 1 <= budget <= features.num_rows or int(budget) != budget:
             limits = f"1 … {features.num_rows}"
