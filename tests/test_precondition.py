@@ -25,7 +25,7 @@ def test_less_is_the_released_formula(seed, scale, momentum):
     found = precondition(gradient, "less", "w", state, momentum)
     for example in range(4):
         for place in np.ndindex(3, 2):
-            g, m, v = (float(x) for x in (gradient[example][place], state.exp_avg["w"][place], state.exp_avg_sq["w"][place]))
+            g, m, v = (float(x[place]) for x in (gradient[example], state.exp_avg["w"], state.exp_avg_sq["w"]))
             m_new = (0.9 * m if momentum else 0) + 0.1 * g
             v_new = 0.999 * v + 0.001 * g * g
             assert float(found[example][place]) == pytest.approx(m_new / (v_new + 1e-8) ** 0.5, rel=2e-5, abs=1e-12)

@@ -62,6 +62,7 @@ def extract(
         DataError: a row whose loss or gradient is NaN or infinite, or that does not fit in memory alone.
         ModelError: the hooks do not reproduce this model's own gradients.
     """
+    _in_one_dtype(model)
     size = sum(p.numel() for p in trainable_parameters(model).values())
     projection = make_projection(recipe.projection, size, recipe.dimension, recipe.seed)
     weights = [float(weight) for weight in checkpoints.weights()]
@@ -255,6 +256,13 @@ def check_gradients(model: nn.Module, encoded: EncodedRows) -> None:
             f"per-example gradients differ from this model's own by {error:.1%}: some trained weight is used in a way "
             "that hooks do not see. Use plain LoRA on attention projections, or name plain Linear weights."
         )
+
+
+def _in_one_dtype(model: nn.Module) -> None:
+    """Adapters trained in float32 compute in the model's own dtype here [ours]: no conversions between the two."""
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point()}
+    if len(frozen) == 1:
+        model.to(frozen.pop())
 
 
 def _moments(checkpoints: Checkpoints, number: int, kind: Preconditioner, model: nn.Module) -> AdamState | None:

@@ -27,10 +27,9 @@ def example_losses(model: nn.Module, batch: Batch) -> Tensor:
     Returns:
         (B,) float32 losses in nats a token, with graph. An example without a label has loss 0.
     """
-    losses, owner = token_losses(model, batch)
-    examples = len(batch["labels"])
-    total = torch.zeros(examples, device=losses.device).index_add(0, owner, losses)
-    return total / owner.bincount(minlength=examples).clamp(min=1)
+    losses, labelled = token_losses(model, batch)
+    spread = torch.zeros(labelled.shape, device=losses.device).masked_scatter(labelled, losses)
+    return spread.sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
 
 
 def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -39,13 +38,14 @@ def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Logits are made only at positions where some example has a label: a prompt costs no vocabulary product.
 
     Returns:
-        (n,) float32 losses in nats, with graph, and (n,) the example of the batch that each belongs to.
+        (n,) float32 losses in nats, with graph, and the (B, K) mask of their places, row by row: K positions of the
+        batch at which some example has a label.
     """
     predictable = batch["attention_mask"][:, :-1].bool()  # a first token follows padding or nothing: no prediction
     labels = batch["labels"][:, 1:].where(predictable, IGNORED)  # the logits at position t predict token t + 1
     positions = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
     if len(positions) == 0:
-        return torch.zeros(0, device=labels.device), torch.zeros(0, dtype=torch.int64, device=labels.device)
+        return torch.zeros(0, device=labels.device), torch.zeros(len(labels), 0, dtype=torch.bool, device=labels.device)
     accepted = _forward_arguments(model)
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if "position_ids" in accepted:  # left padding must not shift the positions
@@ -59,7 +59,7 @@ def token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     kept = labels[:, positions]  # (B, K)
     labelled = kept != IGNORED
     losses = F.cross_entropy(logits[labelled].float(), kept[labelled], reduction="none")
-    return losses, labelled.nonzero()[:, 0]
+    return losses, labelled
 
 
 def _forward_arguments(model: nn.Module) -> set[str]:

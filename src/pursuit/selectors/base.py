@@ -52,7 +52,7 @@ class Selector(BaseModel, ABC):
             seed: of everything random in the method.
 
         Raises:
-            SelectionError: the target is missing or does not fit, features are all zero or NaN, or the budget is wrong.
+            SelectionError: no target or one that does not fit, features all zero or NaN, or a wrong budget.
         """
         if not 1 <= budget <= features.num_rows or int(budget) != budget:
             limits = f"1 … {features.num_rows}"

@@ -92,7 +92,7 @@ class Screen:
         return out.numpy(), errors
 
     def _one_product(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`products` of one residual; with the atoms at hand as they are, reading them costs more than precision does."""
+        """`products` of one residual with the atoms as they are given."""
         assert isinstance(self.atoms, np.ndarray)
         summing = float(np.finfo(self.atoms.dtype).eps) * (self.width + 4)
         error = summing * self.largest_norm * float(np.linalg.norm(residual))
