@@ -193,14 +193,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on(model, checkpoints, tmp_path
 
 def test_a_bf16_model_with_float32_adapters(checkpoints, tmp_path):
     """As loaded by peft: close to float32, and unit rows."""
-    exact = features_of(run(with_lora("llama"), checkpoints, tmp_path / "fp32", EXACT))
+    plain = replace(EXACT, preconditioner="sgd")  # Adam divides by small moments and so magnifies rounding
+    exact = features_of(run(with_lora("llama"), checkpoints, tmp_path / "fp32", plain))
     model = with_lora("llama").to(torch.bfloat16)
     for parameter in trainable_parameters(model).values():
         parameter.data = parameter.data.float()
-    found = features_of(run(model, checkpoints, tmp_path / "bf16", EXACT))
+    found = features_of(run(model, checkpoints, tmp_path / "bf16", plain))
     for number in range(2):
         cosine = (found.checkpoint(number)[:] * exact.checkpoint(number)[:]).sum(axis=1)
-        assert cosine.min() > 0.98
+        assert cosine.min() > 0.99
         assert cosine.max() < 1.001
 
 
