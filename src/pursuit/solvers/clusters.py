@@ -94,7 +94,7 @@ def _nearest(matrix: RowMatrix, centres: np.ndarray, memory_bytes: int) -> np.nd
     half_squares = 0.5 * np.einsum("ij,ij->i", exact_centres, exact_centres)
     longest = float(np.sqrt(2 * half_squares.max()))
     unit = float(np.finfo(np.float32).eps) * (centres.shape[1] + 4)
-    for start, stop, block in blocks(matrix, np.float32, memory_bytes // 2):
+    for start, stop, block in blocks(matrix, np.float32, memory_bytes // 4):
         _finite(block, np.arange(start, stop))
         scores = block @ centres.T - half_squares
         out[start:stop] = scores.argmax(axis=1)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 DEFAULT_MEMORY_BYTES = 1 << 30
-MAX_BLOCK_BYTES = 32 << 20  # beyond this a larger block only costs memory
+MAX_BLOCK_BYTES = 8 << 20  # beyond this a larger block only costs memory
 
 
 class RowMatrix(Protocol):

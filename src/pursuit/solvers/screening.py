@@ -58,7 +58,7 @@ class Screen:
     @property
     def most_residuals(self) -> int:
         """How many residuals `products` takes within the memory bound."""
-        return int(np.clip(self.memory_bytes // 4 // max(1, 8 * self.rows), 1, 128))
+        return int(np.clip(self.memory_bytes // 8 // max(1, 8 * self.rows), 1, 128))
 
     @property
     def shortlist_type(self) -> type:
@@ -113,7 +113,7 @@ class Screen:
         if self._copy is not None:
             yield 0, self.rows, self._copy
             return
-        for start, stop, block in blocks(self.atoms, np.float64, self.memory_bytes // 2):
+        for start, stop, block in blocks(self.atoms, np.float64, self.memory_bytes // 16):
             yield start, stop, torch.from_numpy(block - self._shift).to(self._dtype)
 
     def best(
