@@ -1,0 +1,263 @@
+"""What an inspection finds, as plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RefusalGroup:
+    """Rows refused for one kind of reason (reasons that differ in their numbers only are one kind).
+
+    Attributes:
+        reason: of the first row, as it stands.
+        count: rows.
+        path, line: of the first; line is None when the whole file is meant.
+    """
+
+    reason: str
+    count: int
+    path: str
+    line: int | None
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """One source: usable rows, their share of all usable rows, tokens kept, mean labelled tokens a row."""
+
+    source: str
+    rows: int
+    share: float
+    tokens: int
+    mean_response_length: float
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens a row, after truncation.
+
+    Attributes:
+        minimum, median, p95, maximum, mean, total: over the usable rows.
+        histogram: (shortest, longest, rows) of each bin; the bins' upper ends are powers of two.
+    """
+
+    minimum: int
+    median: float
+    p95: float
+    maximum: int
+    mean: float
+    total: int
+    histogram: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Usable rows that lose their end: how many, and how many tokens and response tokens they lose together."""
+
+    rows: int = 0
+    tokens: int = 0
+    response_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows that say the same.
+
+    Attributes:
+        groups: of two or more rows with the same text, white space aside.
+        extra: rows that could go without losing a text.
+        largest: rows of the largest group.
+        first: file and line of that group's first row.
+        prompts: prompts that occur with different responses.
+        prompt_rows: rows with such a prompt.
+    """
+
+    groups: int = 0
+    extra: int = 0
+    largest: int = 0
+    first: tuple[str, int] | None = None
+    prompts: int = 0
+    prompt_rows: int = 0
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """The rows of a pool or a target.
+
+    Attributes:
+        rows: all non-blank rows of all files; `usable` and `refused` of them.
+        refused: may also count files that hold no rows.
+        refusals: by kind of reason, the most frequent first; `first_refused` is the file and line of the first of all.
+        lengths, response_lengths: None when no row is usable.
+        straddling: response tokens that also hold characters outside the response.
+    """
+
+    rows: int
+    usable: int
+    refused: int
+    refusals: tuple[RefusalGroup, ...]
+    sources: tuple[SourceView, ...] = ()
+    first_refused: tuple[str, int | None] | None = None
+    lengths: Lengths | None = None
+    response_lengths: Lengths | None = None
+    truncation: Truncation = Truncation()
+    straddling: int = 0
+    duplicates: Duplicates = Duplicates()
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """The target, and the rows of the pool that stand in it too.
+
+    Attributes:
+        leaked: rows of the pool with the text of a target row.
+        leaked_prompts: rows of the pool with the prompt of a target row, whatever the response.
+    """
+
+    pool: PoolView
+    leaked: int = 0
+    leaked_prompts: int = 0
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """One row as the model will see it: its text in segments, each with a flag whether it is response."""
+
+    source: str
+    path: str
+    line: int
+    tokens: int
+    response_tokens: int
+    truncated: bool
+    segments: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A few batches, timed.
+
+    Attributes:
+        seconds_per_token: mean of the batches' rates, per padded token.
+        seconds, batches, tokens: spent on it, how many, padded tokens in all.
+        largest: padded tokens of the largest of them.
+        before: bytes in use before it; None where they cannot be told.
+        peak: bytes in use at the worst moment.
+    """
+
+    seconds_per_token: float
+    seconds: float
+    batches: int
+    tokens: int
+    largest: int
+    before: int | None
+    peak: int | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Real work on a few batches of this pool: what was timed, and on what.
+
+    Attributes:
+        device: in words.
+        features, warmup: None when the work failed, as `problem` says.
+        dense_batch_seconds: of the dense projection, timed on its own (0 for the others).
+    """
+
+    device: str
+    features: Timing | None
+    warmup: Timing | None
+    dense_batch_seconds: float = 0.0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of a stage, and in words how they were found."""
+
+    bytes: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a selection by gradients would take.
+
+    Attributes:
+        parameters: P, coordinates of a gradient.
+        checkpoints: T. dimension: d of a stored row.
+        store_bytes: the feature store, N × T × (d × bytes + 12); `target_store_bytes` the target's.
+        trajectory_bytes: weights and two moments at every checkpoint.
+        free_bytes: on the disk where the run would lie.
+        warmup_steps, warmup_examples: optimizer steps, and examples in them.
+        warmup_tokens: padded tokens through the model in the warm-up; `feature_tokens` and `target_tokens` at each
+            checkpoint.
+        memory: peak of the stage that takes most.
+        available_memory: of the device; None unknown.
+        measurement: None if nothing was measured, and then no seconds either.
+    """
+
+    parameters: int
+    checkpoints: int
+    dimension: int
+    store_bytes: int
+    target_store_bytes: int
+    trajectory_bytes: int
+    free_bytes: int
+    warmup_steps: int
+    warmup_examples: int
+    warmup_tokens: int
+    feature_tokens: int
+    target_tokens: int
+    memory: Memory
+    available_memory: int | None = None
+    measurement: Measurement | None = None
+    warmup_seconds: float | None = None
+    feature_seconds: float | None = None
+    target_seconds: float | None = None
+
+    @property
+    def hours(self) -> float | None:
+        """Warm-up and all features together; None if not measured."""
+        parts = (self.warmup_seconds, self.feature_seconds, self.target_seconds)
+        known = [part for part in parts if part is not None]
+        return sum(known) / 3600 if len(known) == len(parts) else None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that `pursuit inspect` shows.
+
+    Attributes:
+        model: id or path. max_length: tokens kept of a row.
+        on_bad_row: the run's setting, "error" or "skip".
+        target: None without one. prediction: None when no row is usable.
+        warnings: what is worth a second look, in sentences.
+    """
+
+    model: str
+    max_length: int
+    on_bad_row: str
+    pool: PoolView
+    target: TargetView | None
+    examples: tuple[ShownExample, ...]
+    prediction: Prediction | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def outlook(self) -> str:
+        """What `select` would do with these rows."""
+        if not self.pool.usable:
+            return "select would stop: no row of the pool can be used."
+        if self.on_bad_row == "error":
+            for name, pool in (("pool", self.pool), ("target", self.target.pool if self.target else None)):
+                if pool is not None and pool.first_refused is not None:
+                    path, line = pool.first_refused
+                    place = path if line is None else f"{path}, line {line:,}"
+                    return (
+                        f"select would stop at the first of {pool.refused:,} refused rows of the {name} ({place}). "
+                        "Mend them, or let it go on without them: --on-bad-row skip."
+                    )
+        if self.target is not None and not self.target.pool.usable:
+            return "select would stop when it needs the target: no row of it can be used."
+        without = f", without the {self.pool.refused:,} refused" if self.pool.refused else ""
+        return f"select would choose from {self.pool.usable:,} rows{without}."

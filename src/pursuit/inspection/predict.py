@@ -1,0 +1,135 @@
+"""From a few timed batches, and the batches that the stages will make, to hours, gigabytes and memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from pursuit.batches import plan_batches
+from pursuit.encoding import EncodedPool
+from pursuit.gradients.extract import DTYPES
+from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
+from pursuit.inspection.measure import measure
+from pursuit.inspection.memory import estimated_peak, total_memory
+from pursuit.progress import say
+from pursuit.recipes import Recipe
+from pursuit.settings import Settings
+from pursuit.trainable import parameter_count, trainable_parameters
+from pursuit.warmup_plan import Plan
+
+Batches = list[list[int]]
+PER_ROW = 12  # bytes beside a stored row at one checkpoint: its two norms and its loss, float32
+
+
+def predict(
+    model: nn.Module, settings: Settings, encoded: EncodedPool, target: EncodedPool | None, place: Path, timed: bool
+) -> Prediction:
+    """What warm-up and features of this pool (and target) will take.
+
+    Args:
+        place: the run folder, or where it would be made: for the free space.
+        timed: measure; without, no seconds are given and the memory is counted, not measured.
+    """
+    recipe, plan = settings.feature_recipe(), Plan(settings.warmup_recipe(), len(encoded))
+    feature_batches = planned_batches(encoded.lengths, recipe)
+    target_batches = [] if target is None else planned_batches(target.lengths, recipe)
+    warmup_batches = planned_micro_batches(plan, encoded.lengths)
+    measurement = None
+    if timed:
+        say("timing a few batches …")
+        measurement = measure(model, encoded, recipe, feature_batches, warmup_batches)
+    parameters = parameter_count(model)
+    checkpoints = len(plan.checkpoint_steps)
+    dimension = parameters if recipe.projection == "none" else recipe.dimension
+    row_bytes = checkpoints * (dimension * DTYPES[recipe.dtype].itemsize + PER_ROW)
+    tokens = [padded_tokens(encoded.lengths, batches) for batches in (warmup_batches, feature_batches)]
+    target_tokens = 0 if target is None else padded_tokens(target.lengths, target_batches)
+    device = next(model.parameters()).device
+    return Prediction(
+        parameters=parameters, checkpoints=checkpoints, dimension=dimension, store_bytes=len(encoded) * row_bytes,
+        target_store_bytes=0 if target is None else len(target) * row_bytes,
+        trajectory_bytes=3 * checkpoints * sum(p.nbytes for p in trainable_parameters(model).values()),
+        free_bytes=shutil.disk_usage(existing_parent(place)).free, warmup_steps=plan.last_step,
+        warmup_examples=plan.examples_seen(plan.last_step), warmup_tokens=tokens[0], feature_tokens=tokens[1],
+        target_tokens=target_tokens,
+        memory=predict_memory(model, encoded.lengths, feature_batches, warmup_batches, measurement),
+        available_memory=total_memory(device), measurement=measurement,
+        **_seconds(measurement, checkpoints, tokens, target_tokens, len(feature_batches), len(target_batches)),
+    )  # fmt: skip
+
+
+def _seconds(
+    found: Measurement | None, checkpoints: int, tokens: Sequence[int], target_tokens: int, batches: int, targets: int
+) -> dict[str, float | None]:
+    if found is None:
+        return {}
+    seconds: dict[str, float | None] = {}
+    if found.warmup is not None:
+        seconds["warmup_seconds"] = tokens[0] * found.warmup.seconds_per_token
+    if found.features is not None:
+        rate, dense = found.features.seconds_per_token, found.dense_batch_seconds
+        seconds["feature_seconds"] = checkpoints * (tokens[1] * rate + batches * dense)
+        seconds["target_seconds"] = checkpoints * (target_tokens * rate + targets * dense)
+    return seconds
+
+
+def planned_batches(lengths: NDArray[np.int32], recipe: Recipe) -> Batches:
+    """The batches of one checkpoint, as extraction plans them shard by shard."""
+    rows = len(lengths)
+    shards = [range(start, min(rows, start + recipe.shard_rows)) for start in range(0, rows, recipe.shard_rows)]
+    return [batch for shard in shards for batch in plan_batches(shard, lengths, recipe.batch_tokens)]
+
+
+def planned_micro_batches(plan: Plan, lengths: NDArray[np.int32]) -> Batches:
+    """The micro batches of all optimizer steps of the warm-up."""
+    tokens = plan.settings.micro_batch_tokens
+    return [batch for step in range(plan.last_step) for batch in plan_batches(plan.batch(step), lengths, tokens)]
+
+
+def padded_tokens(lengths: NDArray[np.int32], batches: Batches) -> int:
+    """Tokens that go through the model, padding too."""
+    return sum(len(batch) * int(lengths[batch[0]]) for batch in batches)
+
+
+def predict_memory(
+    model: nn.Module, lengths: NDArray[np.int32], feature_batches: Batches, warmup_batches: Batches,
+    found: Measurement | None,
+) -> Memory:  # fmt: skip
+    """The peak of the hungrier of warm-up and features: measured and scaled to a full batch, or counted."""
+    stages = (feature_batches, warmup_batches)
+    largest = [max(padded_tokens(lengths, [batch]) for batch in batches) for batches in stages]
+    scaled = [
+        _scaled(timing, full)
+        for timing, full in zip((found.features, found.warmup) if found else (), largest, strict=False)
+    ]
+    known = [memory for memory in scaled if memory is not None]
+    if known and len(known) == len(scaled):
+        return max(known, key=lambda memory: memory.bytes)
+    tokens = max(largest)
+    how = f"counted, not measured: what is loaded, Adam's moments, activations and logits of {tokens:,} tokens at once"
+    return Memory(estimated_peak(model, tokens), how)
+
+
+def _scaled(timing: Timing | None, full: int) -> Memory | None:
+    """What a timed batch took beyond the memory in use before, in proportion to a full batch's tokens."""
+    if timing is None or timing.before is None or timing.peak is None:
+        return None
+    added = max(0, timing.peak - timing.before)
+    how = f"measured with {timing.largest:,} tokens at once"
+    if full > timing.largest:
+        added = added * full // timing.largest
+        how += f", scaled to {full:,}"
+    return Memory(timing.before + added, how)
+
+
+def existing_parent(place: Path) -> Path:
+    """The folder itself or the nearest one above it that is there."""
+    place = place.absolute()
+    return next(folder for folder in (place, *place.parents) if folder.is_dir())
+
+

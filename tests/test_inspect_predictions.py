@@ -1,0 +1,220 @@
+"""The predictions of `pursuit inspect` against what a run then really takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pursuit.inspection import inspect
+from pursuit.inspection.data import Measurement, Timing
+from pursuit.inspection.measure import spread, time_batches
+from pursuit.inspection.memory import estimated_peak, peak_memory, reset_peak, used_memory
+from pursuit.inspection.pools import choose_examples
+from pursuit.inspection.predict import padded_tokens, planned_batches, predict_memory
+from pursuit.recipes import Recipe
+from pursuit.run import Run
+from pursuit.trainable import parameter_count, prepare_trainable, trainable_parameters
+from tiny import tiny_model, tiny_tokenizer
+
+SMALL: dict[str, Any] = {
+    "lora": {"rank": 2}, "warmup": {"checkpoint_steps": [1, 3], "batch_size": 8},
+    "features": {"dimension": 1024, "shard_rows": 32, "batch_tokens": 256},
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A saved tiny model and a pool of 80 rows, as settings."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_model("llama").save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    for name, rows in (("pool", 80), ("target", 5)):
+        lines = [json.dumps({"prompt": f"Count to {n}.", "response": "and " * (n % 17 + 1)}) for n in range(rows)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return {"model": str(folder / "model"), "pool": [str(folder / "pool.jsonl")], **SMALL}
+
+
+def stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("dtype", "projection"), [("float16", "sparse"), ("float32", "none")])
+def test_predicted_store_and_checkpoints_are_as_large_as_the_real_ones(
+    values: dict[str, Any], tmp_path: Path, dtype: str, projection: str
+) -> None:
+    features = {**SMALL["features"], "dtype": dtype, "projection": projection}
+    settings = {**values, "lora": {"rank": 16}, "features": features}
+    predicted = inspect(**settings, measure=False).prediction
+    assert predicted is not None
+    run = Run(tmp_path, **settings)
+    stored = run.extract()
+    assert (predicted.checkpoints, predicted.dimension) == (stored.num_checkpoints, stored.dimension)
+    assert predicted.parameters == parameter_count(run.model)
+    assert predicted.store_bytes == pytest.approx(stored_bytes(run.folder.features), rel=0.02)
+    assert predicted.trajectory_bytes == pytest.approx(stored_bytes(run.folder.warmup), rel=0.1)
+
+
+@pytest.mark.parametrize("preconditioner", ["adam", "sgd"])
+def test_hours_are_positive_and_add_up(values: dict[str, Any], preconditioner: str) -> None:
+    target = [values["pool"][0].replace("pool.jsonl", "target.jsonl")]
+    settings = {**values, "features": {**SMALL["features"], "preconditioner": preconditioner}}
+    found = inspect(**settings, target=target).prediction
+    assert found is not None
+    assert found.measurement is not None
+    assert found.measurement.problem is None
+    assert found.warmup_seconds is not None
+    assert found.feature_seconds is not None
+    assert found.target_seconds is not None
+    assert min(found.warmup_seconds, found.feature_seconds, found.target_seconds) > 0
+    assert found.hours == pytest.approx((found.warmup_seconds + found.feature_seconds + found.target_seconds) / 3600)
+    assert found.memory.bytes > 0
+    assert "measured" in found.memory.how
+
+
+def test_a_dense_projection_is_predicted_to_take_longer(values: dict[str, Any]) -> None:
+    seconds = {}
+    for projection in ("sparse", "rademacher"):
+        changes = {"lora": {"rank": 64}, "features": {"projection": projection}}
+        found = inspect(**{**values, **changes}).prediction
+        assert found is not None
+        assert found.feature_seconds is not None
+        seconds[projection] = found.feature_seconds
+    assert seconds["rademacher"] > 2 * seconds["sparse"]
+
+
+def test_predicted_seconds_of_the_features_are_those_of_the_real_pass(values: dict[str, Any], tmp_path: Path) -> None:
+    found = inspect(**values).prediction
+    assert found is not None
+    assert found.feature_seconds is not None
+    run = Run(tmp_path, **values)
+    run.warmup()
+    begun = time.perf_counter()
+    run.extract()
+    assert found.feature_seconds / 5 < time.perf_counter() - begun < 10 * found.feature_seconds + 1
+
+
+def test_without_measuring_there_are_no_hours_and_all_else(values: dict[str, Any]) -> None:
+    found = inspect(**values, measure=False).prediction
+    assert found is not None
+    assert found.hours is found.measurement is found.feature_seconds is None
+    assert found.warmup_steps == 3
+    assert found.memory.bytes > 0
+    assert "counted" in found.memory.how
+
+
+def test_measuring_leaves_the_model_as_it_was(values: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    fresh = Run(tmp_path / "fresh", **values).model
+    seen: list[Run] = []
+    original = Run.__init__
+    monkeypatch.setattr(Run, "__init__", lambda self, *a, **k: (seen.append(self), original(self, *a, **k))[1])
+    inspect(**values)
+    model = seen[0].model
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, parameter in trainable_parameters(model).items():
+        assert torch.equal(parameter, trainable_parameters(fresh)[name])
+
+
+def test_rows_longer_than_the_models_context_are_a_warning_and_no_crash(tmp_path: Path) -> None:
+    tiny_model("gpt2", n_positions=32).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "pool.jsonl").write_text(json.dumps({"prompt": "Count.", "response": "one two three " * 20}))
+    found = inspect(model=tmp_path / "model", pool=tmp_path / "pool.jsonl", lora={"rank": 2})
+    assert any("--max-length 32" in warning for warning in found.warnings)
+    assert any("timed batches failed" in warning for warning in found.warnings)
+    assert found.prediction is not None
+    assert found.prediction.hours is None
+
+
+lengths_and_budget = st.tuples(st.lists(st.integers(1, 90), min_size=1, max_size=80), st.integers(1, 300))
+
+
+@given(lengths_and_budget)
+def test_planned_tokens_are_those_of_all_rows_with_their_padding(drawn: tuple[list[int], int]) -> None:
+    lengths, budget = np.array(drawn[0], dtype=np.int32), drawn[1]
+    batches = planned_batches(lengths, Recipe(batch_tokens=budget, shard_rows=16))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert padded_tokens(lengths, batches) == sum(len(batch) * max(lengths[batch]) for batch in batches)
+
+
+@given(lengths_and_budget)
+def test_timed_batches_are_spread_over_lengths_without_repeats(drawn: tuple[list[int], int]) -> None:
+    lengths = np.array(drawn[0], dtype=np.int32)
+    batches = planned_batches(lengths, Recipe(batch_tokens=drawn[1], shard_rows=16))
+    sample = spread(batches, lengths, 5)
+    assert 1 <= len(sample) <= 5
+    assert len({tuple(batch) for batch in sample}) == len(sample)
+    assert all(batch in batches for batch in sample)
+
+
+def sleeper(seconds_per_token: float, lengths: np.ndarray) -> Callable[[list[int]], None]:
+    return lambda rows: time.sleep(seconds_per_token * len(rows) * int(lengths[rows[0]]))
+
+
+def test_timing_finds_the_rate_within_its_time(values: dict[str, Any]) -> None:
+    lengths = np.array([10] * 50 + [100] * 50, dtype=np.int32)
+    batches = planned_batches(lengths, Recipe(batch_tokens=1000))
+    begun = time.perf_counter()
+    timing = time_batches(batches, lengths, sleeper(1e-4, lengths), 0.4, CPU)
+    assert time.perf_counter() - begun < 3
+    assert timing.seconds_per_token == pytest.approx(1e-4, rel=0.5)
+    assert timing.largest <= 1000
+
+
+def test_timing_goes_on_with_half_the_rows_when_memory_runs_out() -> None:
+    lengths = np.full(64, 10, dtype=np.int32)
+
+    def work(rows: list[int]) -> None:
+        if len(rows) > 8:
+            raise MemoryError
+        time.sleep(1e-4 * len(rows))
+
+    timing = time_batches([list(range(64))], lengths, work, 1.0, CPU)
+    assert timing.largest == 80
+
+
+def test_peak_memory_is_that_of_the_worst_moment() -> None:
+    reset_peak(CPU)
+    before = used_memory(CPU)
+    if before is None:
+        pytest.skip("this system does not tell a process's memory")
+    block = torch.ones(16 << 20)  # 64 MiB
+    del block
+    peak = peak_memory(CPU)
+    assert peak is not None
+    assert 60 << 20 < peak - before < 200 << 20
+
+
+def test_measured_memory_is_scaled_to_a_full_batch() -> None:
+    lengths = np.full(64, 10, dtype=np.int32)
+    small = Timing(1e-3, 1.0, 1, 80, 80, before=1000, peak=1080)
+    batches = [list(range(64))]
+    model = prepare_trainable(tiny_model("llama"))
+    memory = predict_memory(model, lengths, batches, batches[:1], Measurement("cpu", small, small))
+    assert memory.bytes == 1000 + 80 * 640 // 80
+    assert "scaled to 640" in memory.how
+    assert "counted" in predict_memory(model, lengths, batches, batches, None).how
+    assert estimated_peak(model, 64_000) - estimated_peak(model, 640) > 63_000 * 512 * 12  # the logits alone
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.integers(0, 40))
+def test_chosen_examples_are_distinct_and_no_source_waits_for_a_third_turn_of_another(
+    sources: list[str], count: int
+) -> None:
+    chosen = choose_examples(pa.table({"source": sources}), count)
+    assert len(chosen) == len(set(chosen)) == min(count, len(sources))
+    shown = [sources[index] for index in chosen]
+    for source in set(sources):
+        if shown.count(source) < sources.count(source):
+            assert all(shown.count(other) <= shown.count(source) + 1 for other in set(sources))
