@@ -131,7 +131,7 @@ def test_two_processes_in_one_folder(place, finished):
 def test_an_unwritable_folder(place, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RunError, match="cannot be written"):
-        Run(tmp_path / "file" / "run", model=place / "model", pool=place / "pool.jsonl")
+        Run(tmp_path / "file" / "run", model=place / "model", pool=place / "pool.jsonl").encode()
 
 
 def run_main(*arguments, capsys) -> tuple[int, str]:
@@ -190,7 +190,7 @@ def test_bad_row_is_an_error_with_its_line_or_skipped_and_listed(place, tmp_path
     code, text = run_main("select", *flags, capsys=capsys)
     assert code == 2
     assert "line 18" in text
-    skip = [*flags[:-1], tmp_path / "other", "--on-bad-row", "skip", "--out", tmp_path / "s.jsonl"]
+    skip = [*flags, "--on-bad-row", "skip", "--out", tmp_path / "s.jsonl"]  # the same folder: nothing is settled yet
     assert run_main("select", *skip, capsys=capsys)[0] == 0
     assert "line" in (tmp_path / "s.report.html").read_text()
 

@@ -186,6 +186,7 @@ class Run:
         if self._encoded is None:
             with self.folder.timed("encode"):
                 self._encoded = encode_pool(self.pool, self.encoder, self.folder.encoded)
+            self.folder.begin(self.settings)
         return self._encoded
 
     def _warmup(self) -> Trajectory:

@@ -35,7 +35,7 @@ class RunFolder:
         self.targets, self.selections = self.path / "targets", self.path / "selections"
 
     def resolve(self, changes: Mapping[str, Any]) -> Settings:
-        """The run's settings: those stored here, with `changes` over them; stored at the first call.
+        """The run's settings: those stored here, with `changes` over them.
 
         Raises:
             RunError: a change would not fit what is stored here; each one is named.
@@ -47,8 +47,6 @@ class RunFolder:
             if not settings.model or not settings.pool:
                 lacking = "--model" if not settings.model else "--pool"
                 raise RunError(f"{self.path}: a new run needs {lacking} (there is no run in this folder yet).")
-            self._create()
-            write_json(path, settings.model_dump(mode="json"))
             return settings
         stored = read_json(path)
         settings = settings_from(merge(stored, changes))
@@ -58,6 +56,12 @@ class RunFolder:
                 + "\nLeave them out to go on with this run, or choose another --run folder."
             )  # fmt: skip
         return settings
+
+    def begin(self, settings: Settings) -> None:
+        """Store the settings: from now on the folder is theirs. Called when the first stage has succeeded with them."""
+        path = self.path / "settings.json"
+        if not path.exists():
+            write_json(path, settings.model_dump(mode="json"))
 
     def _create(self) -> None:
         try:

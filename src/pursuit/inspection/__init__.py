@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from pursuit.encoding import EncodedPool, encode_pool, leaked_rows
-from pursuit.errors import DataError, RunError, SettingsError
+from pursuit.errors import SettingsError
 from pursuit.inspection.data import Inspection, Prediction, TargetView
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
@@ -99,14 +99,10 @@ def _lenient(run: Run, paths: list[str]) -> Pool:
 
 
 def _encode(run: Run, pool: Pool, temporary: Path, stands: bool) -> tuple[EncodedPool | None, list[Refusal]]:
-    """In the run's own folder as `select` would, or else, when a bad row stops that or it is in use, in a temporary."""
-    if stands:
-        finished = (run.folder.encoded / "manifest.json").exists()
-        try:  # a finished encoding is checked and opened, which costs the run no time
-            encoded = encode_pool(run.pool, run.encoder, run.folder.encoded) if finished else run.encode()
-            return encoded, encoded.refused
-        except (DataError, RunError):
-            pass
+    """That of a run that stands; otherwise a temporary one, which lists the bad rows instead of stopping at them."""
+    if stands:  # it is checked and opened, which costs the run no time
+        encoded = encode_pool(run.pool, run.encoder, run.folder.encoded)
+        return encoded, encoded.refused
     return encode_or_refuse(pool, run.encoder, temporary / "encoded")
 
 
