@@ -7,9 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from demo import pool as demo_pool
 from demo.fetch import Wheel, cache_folder, fetch_wheel, whole_folder
+
 from pursuit.files import sha256_file
 from pursuit.pool import Pool
 from pursuit.settings import read_yaml, settings_from
@@ -54,7 +54,7 @@ def test_a_wheel_with_another_digest_is_refused_and_not_kept(served: Path) -> No
 
 
 def test_a_failed_download_says_what_could_not_be_had(served: Path) -> None:
-    with pytest.raises(SystemExit, match="could not download tiny-thing==2.0"):
+    with pytest.raises(SystemExit, match=r"could not download tiny-thing==2\.0"):
         fetch_wheel(Wheel("tiny-thing==2.0", FILENAME, "0" * 64, 0))
 
 

@@ -26,7 +26,7 @@ Begin with what will be learnt from, then choose:
 
 A run folder keeps tokens, warm-up and gradients: another method or budget on the same folder takes seconds, and
 whatever was interrupted goes on where it stopped when the same command is started again.""",
-    default_parameter=Parameter(consume_multiple=True, negative=()),
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
     help_format="markdown",
 )
 
