@@ -16,8 +16,16 @@ import pytest
 from pursuit.cli import main
 from tiny import tiny_model, tiny_tokenizer
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = [re.sub("^    ", "", block, flags=re.M) for block in re.findall(r"(?:^(?:    .*)?\n)+", README, re.M)]
+ROOT = Path(__file__).parent.parent
+
+
+def code_blocks(path: Path) -> list[str]:
+    """The indented blocks of a Markdown file."""
+    found = re.findall(r"(?:^(?:    .*)?\n)+", path.read_text(), re.M)
+    return [re.sub("^    ", "", block, flags=re.M) for block in found]
+
+
+BLOCKS = code_blocks(ROOT / "README.md")
 COMMANDS = [
     line.removeprefix("$ ") for block in BLOCKS for line in block.splitlines() if re.match(r"(\$ )?pursuit ", line)
 ]
@@ -49,11 +57,16 @@ def test_the_commands_run_and_leave_the_files_they_name(place: Path, monkeypatch
     assert len(COMMANDS) >= 6
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
-        main(arguments)
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0, command
         if "--out" in arguments:
             out = Path(arguments[arguments.index("--out") + 1])
             beside = [out.with_name(out.stem + ending) for ending in (".chosen.parquet", ".report.html")]
             assert all(path.stat().st_size for path in (out, *beside)), command
+    names: dict[str, object] = {}  # and docs/runs.md reads the run folder that they made
+    exec(next(block for block in code_blocks(ROOT / "docs" / "runs.md") if "load_file" in block), names)
+    assert names["shard"]["features"].shape == (220, 8192)  # type: ignore[index]
 
 
 def test_the_python_programs_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,12 +84,3 @@ def test_the_python_programs_run(place: Path, monkeypatch: pytest.MonkeyPatch) -
         "batch": {**{k: batch[k] for k in ("input_ids", "attention_mask")}, "labels": batch["input_ids"]},
     }  # fmt: skip
     exec(next(block for block in BLOCKS if "import matching_pursuit" in block), given)
-
-
-def test_the_programs_about_the_run_folder_read_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
-    text = (Path(__file__).parent.parent / "docs" / "runs.md").read_text()
-    program = next(block for block in re.findall(r"(?:^    .*\n)+", text, re.M) if "load_file" in block)
-    names: dict[str, object] = {}
-    exec(re.sub("^    ", "", program, flags=re.M), names)
-    assert names["shard"]["features"].shape == (220, 8192)  # type: ignore[index]

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pursuit.errors import ModelError
 from pursuit.gradients.losses import Batch, example_losses
+from pursuit.gradients.scratch import Scratch
 from pursuit.trainable import trainable_parameters
 
 Consume = Callable[[str, Tensor], None]
@@ -39,7 +40,7 @@ def example_gradients(model: nn.Module, batch: Batch) -> Tensor:
     """
     parameters = trainable_parameters(model)
     blocks: dict[str, Tensor] = {}
-    batch_gradients(model, batch, parameters, lambda name, block: blocks.update({name: block}))
+    batch_gradients(model, batch, parameters, lambda name, block: blocks.update({name: block.clone()}))
     size = len(batch["input_ids"])
     device = batch["input_ids"].device
     return torch.cat([
@@ -53,8 +54,11 @@ def batch_gradients(
 ) -> Tensor:
     """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) float32 block as backward makes it.
 
-    A block is handed over once and not kept, so the peak is one parameter's block and never (B, P). Parameters that the
-    loss does not depend on are not reported. Returns the (B,) losses without graph.
+    A block is handed over once, to be changed at will, and its memory serves the next one: the peak is one parameter's
+    block and never (B, P). Parameters that the loss does not depend on are not reported.
+
+    Returns:
+        (B,) losses without graph.
     """
     shape = tuple(batch["input_ids"].shape)
     with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape) as capture:
@@ -71,7 +75,7 @@ class _Capture:
     def __init__(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], consume: Consume, shape: tuple[int, ...]
     ) -> None:
-        self.consume, self.shape = consume, shape
+        self.consume, self.shape, self.scratch = consume, shape, Scratch()
         self.owners = _owning_modules(model, parameters)
         self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
         self.pending: dict[str, Tensor] = {}
@@ -110,7 +114,7 @@ class _Capture:
         return value.detach().unflatten(0, self.shape) if flattened else value.detach()
 
     def _backward(self, call: _Call, gradient: Tensor) -> None:
-        found = matrix_gradients(call.module, call.inputs, gradient, list(call.names))
+        found = matrix_gradients(call.module, call.inputs, gradient, list(call.names), self.scratch)
         if found is None:
             self.deferred.append((call, gradient))  # torch allows no further differentiation inside a backward pass
             return
@@ -122,7 +126,7 @@ class _Capture:
             block = self.pending.pop(name) + block
         self.expected[name] -= 1
         if self.expected[name]:
-            self.pending[name] = block
+            self.pending[name] = block.clone()
         else:
             self.consume(name, block)
 
@@ -147,7 +151,7 @@ class _Call:
 
 
 def matrix_gradients(
-    module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor, names: list[str]
+    module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor, names: list[str], scratch: Scratch
 ) -> dict[str, Tensor] | None:
     """Per-example gradients of a linear map or an embedding by one batched product; None for other modules.
 
@@ -155,6 +159,7 @@ def matrix_gradients(
         inputs: what the module was called with: (B, T, in), or token ids (B, T).
         gradient: of its output, (B, T, out).
         names: the parameters wanted, as the module names them.
+        scratch: memory for the weight's block.
 
     Returns:
         name → (B, *parameter shape), float32.
@@ -164,7 +169,9 @@ def matrix_gradients(
         found = {}
         if "weight" in names:
             left, right = (inputs[0], gradient) if isinstance(module, Conv1D) else (gradient, inputs[0])
-            found["weight"] = torch.bmm(left.transpose(1, 2), right).float()
+            shape = (len(left), left.shape[2], right.shape[2])
+            out = scratch.take(shape, left.device) if left.dtype == right.dtype == torch.float32 else None
+            found["weight"] = torch.bmm(left.transpose(1, 2), right, out=out).float()
         if "bias" in names:
             found["bias"] = gradient.float().sum(dim=1)
         return found

@@ -20,10 +20,10 @@ from pursuit.errors import DataError, ModelError, StoreError
 from pursuit.features import FeatureStore, write_shard
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.gradients.capture import batch_gradients, example_gradients
-from pursuit.gradients.precondition import AdamState, moments_to, precondition
+from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import Projection, make_projection
 from pursuit.progress import progress, say
-from pursuit.recipes import Preconditioner, Recipe
+from pursuit.recipes import Recipe
 from pursuit.trainable import trainable_parameters
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -78,10 +78,10 @@ def extract(
         for checkpoint, shard in missing:
             if checkpoint != loaded:
                 checkpoints.load_into(model, checkpoint)
-                state = _moments(checkpoints, checkpoint, recipe.preconditioner, model)
+                direction = _direction(model, checkpoints, checkpoint, recipe)
                 check_gradients(model, encoded)
                 loaded = checkpoint
-            tensors = shard_features(model, encoded, store.shard_range(shard), recipe, projection, state, advance)
+            tensors = shard_features(model, encoded, store.shard_range(shard), recipe, projection, direction, advance)
             write_shard(store.shard_path(checkpoint, shard), tensors, digest)
     return store
 
@@ -152,7 +152,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def shard_features(
     model: nn.Module, encoded: EncodedRows, rows: range, recipe: Recipe, projection: Projection,
-    state: AdamState | None, advance: Any,
+    direction: Preconditioning, advance: Any,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Features of consecutive rows at the model's present weights, as the store keeps them."""
     count = len(rows)
@@ -164,7 +164,7 @@ def shard_features(
     while pending:
         batch = pending.pop()
         try:
-            found = batch_features(model, encoded, batch, recipe, projection, state)
+            found = batch_features(model, encoded, batch, projection, direction)
         except (torch.OutOfMemoryError, MemoryError) as error:
             _halve(batch, pending, encoded, error)
             continue
@@ -188,9 +188,8 @@ def _halve(batch: list[int], pending: list[list[int]], encoded: EncodedRows, err
 
 
 def batch_features(
-    model: nn.Module, encoded: EncodedRows, rows: list[int], recipe: Recipe, projection: Projection,
-    state: AdamState | None,
-) -> dict[str, Tensor]:  # fmt: skip
+    model: nn.Module, encoded: EncodedRows, rows: list[int], projection: Projection, direction: Preconditioning
+) -> dict[str, Tensor]:
     """One batch: capture, precondition, project, scale to unit norm. All on the CPU, float32.
 
     The blocks of (B, P) are used up one parameter at a time as backward makes them.
@@ -207,9 +206,8 @@ def batch_features(
 
     def consume(name: str, block: Tensor) -> None:
         waiting.discard(name)
-        squares.add_(block.flatten(1).square().sum(dim=1))
-        direction = precondition(block, recipe.preconditioner, name, state, recipe.momentum)
-        projection.add(accumulator, offsets[name], direction.flatten(1))
+        squares.add_(torch.linalg.vector_norm(block.flatten(1), dim=1).square())
+        projection.add(accumulator, offsets[name], direction(name, block).flatten(1))
 
     losses = batch_gradients(model, collate(encoded, rows, device), parameters, consume)
     for name in sorted(waiting):  # no gradient reached it: zero, which momentum still moves
@@ -265,11 +263,10 @@ def _in_one_dtype(model: nn.Module) -> None:
         model.to(frozen.pop())
 
 
-def _moments(checkpoints: Checkpoints, number: int, kind: Preconditioner, model: nn.Module) -> AdamState | None:
-    if kind not in ("less", "adam"):
-        return None
+def _direction(model: nn.Module, checkpoints: Checkpoints, number: int, recipe: Recipe) -> Preconditioning:
+    state = checkpoints.moments(number) if recipe.preconditioner in ("less", "adam") else None
     device = next(iter(trainable_parameters(model).values())).device
-    return moments_to(checkpoints.moments(number), device)
+    return Preconditioning(recipe.preconditioner, state, recipe.momentum, device)
 
 
 def _row_error(encoded: EncodedRows, row: int, reason: str) -> DataError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pursuit.gradients.scratch import Scratch
 from pursuit.recipes import Preconditioner
 
 
@@ -26,48 +28,54 @@ class AdamState:
     eps: float = 1e-8
 
 
+class Preconditioning:
+    """Turns plain gradients into update directions, in place (LESS, arXiv 2402.04333, section 3.1).
+
+    "sgd": the gradient. "sign": its sign. "adam": the step that Adam would take, m̂' / (√v̂' + ε) with bias correction
+    at step t + 1. "less": m' / √(v' + ε) as LESS' released code has it: ε inside the root and no bias correction.
+    LoRA's second moments are about 1e-14, far below ε = 1e-8, so "less" is in effect a constant times 0.9 m + 0.1 g:
+    momentum plus plain gradient. It is kept to be faithful.
+
+    Args:
+        kind: one of these.
+        state: Adam's moments at the checkpoint; needed by "less" and "adam".
+        momentum: False drops the term β₁m that all examples share [ours].
+        device: where the gradients will be.
+    """
+
+    def __init__(
+        self, kind: Preconditioner, state: AdamState | None, momentum: bool = True, device: torch.device | str = "cpu"
+    ) -> None:
+        self.kind, self.scratch = kind, Scratch()
+        if kind in ("sgd", "sign"):
+            return
+        if state is None:
+            raise ValueError(f"{kind} needs Adam's moments")
+        beta1, beta2 = state.betas
+        steps = state.step + 1 if kind == "adam" else math.inf  # "less" has no bias correction
+        correction1, correction2 = 1 - beta1**steps, 1 - beta2**steps
+        self.eps, self.share1, self.share2 = state.eps, (1 - beta1) / correction1, (1 - beta2) / correction2
+
+        def scaled(moments: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+            return {name: value.to(device, torch.float32) * factor for name, value in moments.items()}
+
+        self.first = scaled(state.exp_avg, beta1 / correction1 if momentum else 0.0)
+        self.second = scaled(state.exp_avg_sq, beta2 / correction2)
+
+    def __call__(self, name: str, gradient: Tensor) -> Tensor:
+        """(B, *shape) float32 gradients of the parameter `name` to directions of that shape; `gradient` is used up."""
+        if self.kind == "sgd":
+            return gradient
+        if self.kind == "sign":
+            return gradient.sign_()
+        root = self.scratch.take(gradient.shape, gradient.device)
+        torch.addcmul(self.second[name], gradient, gradient, value=self.share2, out=root)
+        root = root.sqrt_().add_(self.eps) if self.kind == "adam" else root.add_(self.eps).sqrt_()
+        return gradient.mul_(self.share1).add_(self.first[name]).div_(root)
+
+
 def precondition(
     gradient: Tensor, kind: Preconditioner, name: str, state: AdamState | None, momentum: bool = True
 ) -> Tensor:
-    """Turn plain gradients into update directions (LESS, arXiv 2402.04333, section 3.1).
-
-    Args:
-        gradient: (B, *shape) float32 gradients of one parameter.
-        kind: "sgd": the gradient. "sign": its sign. "adam": the step that Adam would take,
-            m̂' / (√v̂' + ε) with bias correction at step t + 1. "less": m' / √(v' + ε) as LESS' released code has it:
-            ε inside the root and no bias correction. LoRA's second moments are about 1e-14, far below ε = 1e-8, so
-            "less" is in effect a constant times 0.9 m + 0.1 g: momentum plus plain gradient. It is kept to be faithful.
-        name: the parameter, to find its moments.
-        state: Adam's moments; needed by "less" and "adam".
-        momentum: False drops the term β₁m that all examples share [ours].
-
-    Returns:
-        (B, *shape) float32; may share memory with `gradient`.
-    """
-    if kind == "sgd":
-        return gradient
-    if kind == "sign":
-        return gradient.sign()
-    if state is None:
-        raise ValueError(f"{kind} needs Adam's moments")
-    beta1, beta2 = state.betas
-    first = gradient * (1 - beta1)
-    if momentum:
-        first += state.exp_avg[name] * beta1
-    second = (state.exp_avg_sq[name] * beta2).addcmul(gradient, gradient, value=1 - beta2)
-    if kind == "less":
-        return first.div_(second.add_(state.eps).sqrt_())
-    if kind == "adam":
-        correction1, correction2 = 1 - beta1 ** (state.step + 1), 1 - beta2 ** (state.step + 1)
-        denominator = second.div_(correction2).sqrt_().add_(state.eps)
-        return first.div_(correction1).div_(denominator)
-    raise ValueError(f"unknown preconditioner {kind!r}")
-
-
-def moments_to(state: AdamState, device: torch.device) -> AdamState:
-    """The same state with float32 moments on a device."""
-
-    def move(moments: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(device, torch.float32) for name, value in moments.items()}
-
-    return AdamState(move(state.exp_avg), move(state.exp_avg_sq), state.step, state.betas, state.eps)
+    """`Preconditioning` of one parameter's (B, *shape) float32 gradients, which are left as they are."""
+    return Preconditioning(kind, state, momentum, gradient.device)(name, gradient.clone())

@@ -14,7 +14,7 @@ from pursuit.batches import EncodedRows, collate
 from pursuit.errors import PursuitError
 from pursuit.gradients.extract import batch_features, check_gradients
 from pursuit.gradients.losses import token_losses
-from pursuit.gradients.precondition import AdamState
+from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import DENSE_ROWS, make_projection
 from pursuit.inspection.data import Measurement, Timing
 from pursuit.inspection.memory import peak_memory, reset_peak, used_memory
@@ -44,13 +44,14 @@ def measure(
     parameters = trainable_parameters(model)
     device = next(iter(parameters.values())).device
     moments = [{name: torch.full_like(p, 0.0, dtype=torch.float32) for name, p in parameters.items()} for _ in range(2)]
-    state = AdamState(moments[0], moments[1], step=0) if recipe.preconditioner in ("adam", "less") else None
+    direction = Preconditioning(recipe.preconditioner, AdamState(moments[0], moments[1], step=0), recipe.momentum, device)
     features = warmup = None
     dense, problem = 0.0, None
     try:
         check_gradients(model, encoded)
-        features, dense = _time_features(model, encoded, recipe, state, feature_batches, seconds * SHARE_OF_FEATURES)
-        warmup = _time_warmup(model, encoded, warmup_batches, seconds * (1 - SHARE_OF_FEATURES))
+        share = seconds * SHARE_OF_FEATURES
+        features, dense = _time_features(model, encoded, recipe, direction, feature_batches, share)
+        warmup = _time_warmup(model, encoded, warmup_batches, seconds - share)
     except PursuitError as error:
         problem = str(error)
     except (torch.OutOfMemoryError, MemoryError):
@@ -61,7 +62,8 @@ def measure(
 
 
 def _time_features(
-    model: nn.Module, encoded: EncodedRows, recipe: Recipe, state: AdamState | None, batches: Batches, seconds: float,
+    model: nn.Module, encoded: EncodedRows, recipe: Recipe, direction: Preconditioning, batches: Batches,
+    seconds: float,
 ) -> tuple[Timing, float]:  # fmt: skip
     """A dense projection costs the same for one row as for a full batch: it is timed apart, the rest with a sparse."""
     size, dense = parameter_count(model), recipe.projection == "rademacher"
@@ -69,7 +71,7 @@ def _time_features(
     device = next(model.parameters()).device
 
     def work(rows: list[int]) -> None:
-        batch_features(model, encoded, rows, recipe, projection, state)
+        batch_features(model, encoded, rows, projection, direction)
 
     timing = time_batches(batches, encoded.lengths, work, seconds, device)
     rows = max(1, sum(map(len, batches)) // len(batches))
