@@ -44,7 +44,8 @@ def measure(
     parameters = trainable_parameters(model)
     device = next(iter(parameters.values())).device
     moments = [{name: torch.full_like(p, 0.0, dtype=torch.float32) for name, p in parameters.items()} for _ in range(2)]
-    direction = Preconditioning(recipe.preconditioner, AdamState(moments[0], moments[1], step=0), recipe.momentum, device)
+    state = AdamState(moments[0], moments[1], step=0)
+    direction = Preconditioning(recipe.preconditioner, state, recipe.momentum, device)
     features = warmup = None
     dense, problem = 0.0, None
     try:
