@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pursuit.errors import PursuitError
     from pursuit.features import Features
+    from pursuit.inspection import inspect
     from pursuit.run import Run
     from pursuit.selectors import Less, Random, Selection, Stratified, Tagcos
 
 _PLACES = {
     "Features": "features", "Less": "selectors", "PursuitError": "errors", "Random": "selectors", "Run": "run",
-    "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors",
+    "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors", "inspect": "inspection",
 }  # fmt: skip
 
-__all__ = ["Features", "Less", "PursuitError", "Random", "Run", "Selection", "Stratified", "Tagcos"]
+__all__ = ["Features", "Less", "PursuitError", "Random", "Run", "Selection", "Stratified", "Tagcos", "inspect"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pyarrow as pa
+from scipy.sparse.linalg import svds
 
 from pursuit.features import Features
 from pursuit.report import ClusterView, ExampleView, GradientMap, NearDuplicate, ReportData
@@ -86,17 +87,17 @@ def near_duplicates(selection: Selection, features: Features, texts: Callable[[i
 def gradient_map(selection: Selection, features: Features, texts: Callable[[int], str]) -> GradientMap | None:
     """A random sample of the pool and of the chosen rows on the first two principal axes of their features."""
     n = features.num_rows
-    if features.dimension < 2 or n < 3:
+    if features.dimension < 3 or n < 4:
         return None
     generator = np.random.default_rng(0)
     share = min(len(selection), MAPPED // 3)
     rows = np.union1d(generator.permutation(selection.indices)[:share], generator.permutation(n)[: MAPPED - share])
     points = features.average()[rows].astype(np.float64)
     points -= points.mean(axis=0)
-    _, vectors = np.linalg.eigh(points @ points.T)  # (n, n): the sample is smaller than the dimension may be
-    xy = vectors[:, :-3:-1]
-    xy = points @ (points.T @ xy)
-    xy = xy / max(float(np.abs(xy).max()), 1e-12)
+    if not points.any():
+        return None
+    left, values, _ = svds(points, k=2, v0=np.ones(min(points.shape)))
+    xy = (left * values)[:, ::-1] / values.max()
     cluster = np.full(n, -1)
     if selection.clusters is not None:
         cluster[selection.indices] = selection.clusters
