@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
+from pursuit.progress import progress
 from pursuit.selectors.base import Selector
 from pursuit.selectors.selection import Selection
 from pursuit.selectors.stratified import source_codes
@@ -39,10 +40,12 @@ class Less(Selector):
         assert target is not None  # checked by `select`
         names, codes = source_codes(target)
         scores = np.zeros((features.num_rows, len(names)))
-        for number, weight in enumerate(features.weights):
-            means = _group_means(target.checkpoint(number), codes, len(names), self.memory_bytes)
-            for start, stop, block in blocks(features.checkpoint(number), np.float64, self.memory_bytes):
-                scores[start:stop] += weight * (block @ means.T)
+        with progress("scores", features.num_rows * features.num_checkpoints) as advance:
+            for number, weight in enumerate(features.weights):
+                means = _group_means(target.checkpoint(number), codes, len(names), self.memory_bytes)
+                for start, stop, block in blocks(features.checkpoint(number), np.float64, self.memory_bytes):
+                    scores[start:stop] += weight * (block @ means.T)
+                    advance(stop - start)
         _check(scores)
         best = scores.max(axis=1)
         chosen = rank_descending(best, ROUNDING)[:budget]

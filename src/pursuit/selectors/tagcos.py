@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from pursuit.progress import progress
 from pursuit.selectors.base import Selector
 from pursuit.selectors.selection import Selection
 from pursuit.solvers.apportion import floor_shares, largest_remainder
@@ -90,15 +91,17 @@ class Tagcos(Selector):
         by_cluster = np.argsort(assignment, kind="stable")
         ends = np.cumsum(np.bincount(assignment, minlength=len(centres)))
         pursuits = {}
-        for cluster in np.flatnonzero(shares):
-            members = by_cluster[ends[cluster - 1] if cluster else 0 : ends[cluster]]
-            fits = len(members) * matrix.shape[1] * 4 <= self.memory_bytes // 2
-            rows: RowMatrix = np.ascontiguousarray(matrix[members], np.float32) if fits else RowView(matrix, members)
-            result = matching_pursuit(
-                rows, centres[cluster], int(shares[cluster]),
-                ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes // 2,
-            )  # fmt: skip
-            pursuits[int(cluster)] = (members[result.indices], result)
+        with progress("pursuit", int(shares.sum()), "rows chosen") as advance:
+            for cluster in np.flatnonzero(shares):
+                members = by_cluster[ends[cluster - 1] if cluster else 0 : ends[cluster]]
+                fits = len(members) * matrix.shape[1] * 4 <= self.memory_bytes // 2
+                rows = np.ascontiguousarray(matrix[members], np.float32) if fits else RowView(matrix, members)
+                result = matching_pursuit(
+                    rows, centres[cluster], int(shares[cluster]),
+                    ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes // 2,
+                )  # fmt: skip
+                pursuits[int(cluster)] = (members[result.indices], result)
+                advance(len(result.indices))
         return pursuits
 
     def _assemble(
