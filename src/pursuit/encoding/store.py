@@ -65,7 +65,8 @@ class EncodedPool:
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         shards = self.manifest["shards"]
         self._first = np.cumsum([0] + [shard["count"] for shard in shards])  # (shards + 1,) first index of each
-        self.rows = pa.concat_tables([self._read_rows(number) for number in range(len(shards))])
+        tables = [self._read_rows(number) for number in range(len(shards))]
+        self.rows = pa.concat_tables(tables).unify_dictionaries()
         self.lengths = self.rows["length"].to_numpy()
         self.response_lengths = self.rows["response_length"].to_numpy()
         self._open: dict[int, tuple[Any, np.ndarray]] = {}
@@ -100,7 +101,7 @@ class EncodedPool:
     def _read_rows(self, number: int) -> pa.Table:
         path = rows_path(self.folder, number)
         check_file(path, self.manifest["shards"][number]["rows_sha256"])
-        return pq.read_table(path)
+        return pq.read_table(path, read_dictionary=["path", "source"])  # a few names, repeated for millions of rows
 
     def _shard(self, number: int) -> tuple[Any, np.ndarray]:
         if number not in self._open:
