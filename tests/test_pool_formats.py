@@ -137,7 +137,7 @@ def test_an_unknown_name_in_fields_is_an_error_that_lists_the_known(tmp_path: Pa
         ('{"text": "a\\ud800b"}', "half a surrogate pair in field 'text'"),
         ({}, "it has no fields at all"),
         ({"body": "x", "label": None}, "it has 'body', 'label' (null). One of these would do: 'messages'"),
-        ({"body": "x"}, "map them with --fields"),
+        ({"body": "x"}, "map them: --fields.prompt"),
         ({"prompt": "x", "reply": "y"}, "'prompt' needs 'completion' or 'response' or 'answer' beside it"),
         ({"instruction": "x"}, "'instruction' needs 'output' or 'response' beside it"),
         ({"prompt": "x", "response": 4}, "wrong type: field 'response' must be text, not a number"),

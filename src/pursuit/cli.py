@@ -1,4 +1,4 @@
-"""The command line: `pursuit inspect | select | warmup | extract | run | methods`."""
+"""The command line: `pursuit inspect | select | export | warmup | extract | run | methods`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,29 @@ def select(
     else:
         folder, values = _resolve(run, config, settings)
         select_from_run(folder, values, method, budget, parameters, out)
+
+
+@app.command
+def export(
+    *, to: str, out: Path, run: Folder = None, selection: str | None = None, subset: Path | None = None,
+    settings: Flags = None,
+) -> None:  # fmt: skip
+    """Write chosen rows in the form that a trainer reads, with their weights in the column `weight`.
+
+    From a run folder, or from a subset with the table beside it. Says what to set in the trainer, so that it learns
+    from the same tokens, and whether it uses the weights.
+
+    Args:
+        to: trl, llama-factory, axolotl, messages (JSONL) or parquet.
+        out: The file, .jsonl (.parquet for parquet).
+        selection: A selection of the run: a name in its folder `selections`, its beginning (tagcos), or a path; not
+            needed where there is only one.
+        subset: A file that `select` wrote, instead of --selection; --fields and --train-on as then, or --run to take
+            them from there.
+    """
+    from pursuit.commands import export_for_trainer
+
+    export_for_trainer(to, out, run, selection, subset, _given(settings))
 
 
 @app.command
@@ -185,6 +208,15 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if Path(__file__).parent in Path(filename).parents:  # a notice to the user, not to a programmer
+            Console(stderr=True).print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            shown(message, category, filename, *rest)
+
+    warnings.showwarning = show
 
 
 def _fail(console: Console, message: str) -> None:

@@ -68,7 +68,7 @@ class WarmUp:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     batch_size: int = 128
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = 2048
     recovery_seconds: float = 60.0
     seed: int = 0
 
@@ -112,5 +112,5 @@ class Recipe:
     momentum: bool = True
     seed: int = 0
     dtype: str = "float16"
-    batch_tokens: int = 4096
+    batch_tokens: int = 2048
     shard_rows: int = 512

@@ -114,11 +114,12 @@ class Run:
             target = self._target_features() if chosen.needs_target else None
             with self.folder.timed(f"select {chosen.name}"):
                 selection = chosen.select(features, count, target=target, seed=seed)
-            return self._publish(selection, features, encoded, subset, seed)
+            return self._publish(chosen, selection, features, encoded, subset, seed)
 
     def _publish(
-        self, selection: Selection, features: Features, encoded: EncodedPool, out: Path | None, seed: int
-    ) -> Result:
+        self, selector: Selector, selection: Selection, features: Features, encoded: EncodedPool, out: Path | None,
+        seed: int,
+    ) -> Result:  # fmt: skip
         key = fingerprint([dict(selection.parameters), seed, self.settings.target, selection.indices.tolist()])[:8]
         folder = self.folder.selections / f"{selection.method}-{len(selection)}-{key}"
         selection.save(folder)
@@ -128,16 +129,19 @@ class Run:
             settings={"selection": job, **self.settings.model_dump(mode="json")}, model=self.model_name,
             render=lambda index: render_tokens(self.tokenizer, *encoded[index]),
             timings=[(stage, seconds, "") for stage, seconds in self.folder.timings().items()],
-            cost=self._cost(selection, encoded), refused_total=len(encoded.refused),
+            cost=self._cost(selector, selection, encoded), refused_total=len(encoded.refused),
             duplicates_in_pool=sum(len(group) - 1 for group in duplicate_groups(encoded.rows)),
             refused=[(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]],
         )  # fmt: skip
 
-    def _cost(self, selection: Selection, encoded: EncodedPool) -> dict[str, float | None]:
-        """Seconds of choosing, and of training for the warm-up's epochs at the warm-up's own pace."""
+    def _cost(self, selector: Selector, selection: Selection, encoded: EncodedPool) -> dict[str, float | None]:
+        """Seconds of the stages that the method needs, and of training for the warm-up's epochs at the warm-up's pace."""
         seconds = self.folder.timings()
-        cost: dict[str, float | None] = {"selection_seconds": sum(seconds.values())}
-        if not (self.folder.warmup / "warmup.json").exists() or "warm-up" not in seconds:
+        stages = ["encode", f"select {selector.name}"]
+        stages += ["warm-up", "features"] if selector.needs_features else []
+        stages += ["target"] if selector.needs_target else []
+        cost: dict[str, float | None] = {"selection_seconds": sum(seconds.get(stage, 0.0) for stage in stages)}
+        if "warm-up" not in seconds:
             return cost
         recipe = self.settings.warmup_recipe()
         plan = Plan(recipe, len(encoded))

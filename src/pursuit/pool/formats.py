@@ -22,7 +22,7 @@ WOULD_DO = (
     "'messages' or 'conversations' (a list of turns); 'prompt' with 'completion', 'response' or 'answer'; "
     "'instruction' (and 'input') with 'output'; 'question' with 'answer'; 'text'"
 )
-HOW_TO_MAP = "If its fields have other names, map them with --fields, e.g. prompt=request response=reply"
+HOW_TO_MAP = "If its fields have other names, map them: --fields.prompt request --fields.response reply"
 
 
 @dataclass(frozen=True, slots=True)
