@@ -80,10 +80,9 @@ class Screen:
         out = torch.empty((len(residuals), self.rows), dtype=wide)
         largest = np.zeros(len(residuals))
         for start, stop, block in self._blocks():
-            narrow = working @ block.T
-            low, high = torch.aminmax(narrow, dim=1)
+            out[:, start:stop] = working @ block.T
+            low, high = torch.aminmax(out[:, start:stop], dim=1)
             largest = np.maximum(largest, torch.maximum(-low, high).to(torch.float64).numpy())
-            out[:, start:stop] = narrow
         common = residuals @ self._shift
         out += torch.from_numpy(common).to(wide)[:, None]
         unit, summing = torch.finfo(self._dtype).eps / 2, torch.finfo(wide).eps * (self.width + 4)
