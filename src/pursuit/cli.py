@@ -216,7 +216,7 @@ def _quiet_libraries() -> None:
         else:
             shown(message, category, filename, *rest)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]
 
 
 def _fail(console: Console, message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,8 @@ from pursuit.features import Features
 from pursuit.pool import Pool, check_subset_path
 from pursuit.run import Run
 from pursuit.selectors import check_budget, describe, method, parse_budget
+from pursuit.trainer_export import export_selection, export_subset
+from pursuit.trainer_formats import TrainerFormat
 
 output = Console()
 
@@ -66,6 +68,29 @@ def load_array(path: Path) -> np.ndarray:
         raise DataError(f"cannot be read ({error.strerror or error}).", path=str(path)) from error
     except ValueError as error:
         raise DataError(f"not a .npy file of numbers ({error}).", path=str(path)) from error
+
+
+def export_for_trainer(
+    to: str, out: Path, run: Path | None, selection: str | None, subset: Path | None, settings: Mapping[str, Any]
+) -> None:
+    """`pursuit export`."""
+    if subset is not None and selection is not None:
+        raise SettingsError("--selection and --subset: give one of them.")
+    if subset is None and run is None:
+        raise SettingsError("name what to export: --run FOLDER with --selection NAME, or --subset FILE.")
+    read_with = ("fields", "source_field", "train_on")
+    if unused := sorted(set(settings) - set(read_with)):
+        raise SettingsError(f"{', '.join(unused)}: not used by export, which takes {', '.join(read_with)}.")
+    source = None if run is None else Run(run, **settings)
+    if subset is None:
+        assert source is not None  # checked above
+        done = export_selection(source, selection, cast(TrainerFormat, to), out)
+    else:
+        given = settings if source is None else {name: getattr(source.settings, name) for name in read_with}
+        done = export_subset(subset, cast(TrainerFormat, to), out, **given)
+    output.print(Text.assemble((f"{done.count:,} rows  ", "bold"), str(done.path)))
+    for note in done.notes:
+        output.print(Text(note), soft_wrap=True)
 
 
 def stage(name: str, folder: Path, settings: Mapping[str, Any]) -> None:

@@ -1,0 +1,98 @@
+"""From a selection, or a subset with its table, to a file for a trainer, the weights with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from pursuit.encoding import EncodedPool
+from pursuit.errors import DataError, SettingsError, StoreError
+from pursuit.export import beside
+from pursuit.pool import Pool
+from pursuit.selectors import Selection
+from pursuit.trainer_formats import Exported, TrainerFormat, TrainOn, check_out, write_for_trainer
+
+if TYPE_CHECKING:
+    from pursuit.run import Run
+
+
+def export_selection(
+    run: Run, selection: Selection | str | Path | None, to: TrainerFormat, out: str | Path
+) -> Exported:
+    """Write the chosen rows of a run for a trainer, in order of choice. The chosen rows are held in memory.
+
+    Args:
+        selection: one that the run made, or its folder, or the folder's name in `selections/`, or the beginning of the
+            name (`tagcos`) where only one begins so. None: the only one that there is.
+        to: trl, llama-factory, axolotl, messages or parquet; see `pursuit.trainer_formats`.
+        out: the file.
+
+    Raises:
+        SettingsError: no such selection or several, or a wrong format or file name.
+        StoreError: the pool is not the one that was selected from.
+        DataError: a row that the trainer would drop or learn from otherwise.
+    """
+    path = _not_an_input(check_out(to, out), run.pool)
+    if not isinstance(selection, Selection):
+        selection = Selection.load(find_selection(run.folder.selections, selection))
+    encoded = EncodedPool(run.folder.encoded)
+    if encoded.manifest["settings"]["pool"] != run.pool.fingerprint() or selection.num_rows != len(encoded):
+        raise StoreError(f"{run.folder.path}: the pool has changed since its rows were selected. Select again.")
+    ordinals = encoded.rows["row"].to_numpy()[selection.indices]
+    by_row = {example.row: example for example in run.pool.take(ordinals)}
+    examples = [by_row[int(row)] for row in ordinals]
+    return write_for_trainer(examples, selection.weights.tolist(), to, path, train_on=run.settings.train_on)
+
+
+def export_subset(
+    subset: str | Path, to: TrainerFormat, out: str | Path, *, fields: Mapping[str, str] | None = None,
+    source_field: str = "source", train_on: TrainOn = "all",
+) -> Exported:  # fmt: skip
+    """Write a subset file for a trainer, with the weights from the table that `pursuit select` left beside it.
+
+    Args:
+        subset: `x.jsonl` (or .gz, .zst, .parquet), beside `x.chosen.parquet`.
+        to, out: as in `export_selection`.
+        fields, source_field, train_on: as they were when the rows were selected.
+
+    Raises:
+        DataError: the table is missing or has another number of rows, or a row cannot be used.
+    """
+    pool = Pool([subset], fields=fields, source_field=source_field)
+    path, table_path = _not_an_input(check_out(to, out), pool), beside(Path(subset), "chosen.parquet")
+    if not table_path.exists():
+        raise DataError("is missing: it holds the subset's weights and lies beside it.", path=str(table_path))
+    table = pq.read_table(table_path)
+    examples = list(pool)
+    if table.num_rows != len(examples):
+        raise DataError(f"has {table.num_rows:,} rows, but {subset} has {len(examples):,}.", path=str(table_path))
+    for name in {"source", "path", "line"} & set(table.column_names):
+        values = table[name].to_pylist()
+        examples = [replace(example, **{name: value}) for example, value in zip(examples, values, strict=True)]
+    return write_for_trainer(examples, table["weight"].to_numpy().tolist(), to, path, train_on=train_on)
+
+
+def find_selection(selections: Path, name: str | Path | None) -> Path:
+    """The folder of a selection, by path, by name in the run's `selections/`, or by the beginning of a name."""
+    if name is not None:
+        for folder in (selections / name, Path(name)):
+            if (folder / "selection.json").is_file():
+                return folder
+    made = sorted(path.parent.name for path in selections.glob("*/selection.json"))
+    fitting = [other for other in made if name is None or other.startswith(f"{name}-")]
+    if len(fitting) == 1:
+        return selections / fitting[0]
+    known = ", ".join(fitting or made) or "none yet"
+    wanted = "name one of them with --selection" if fitting else f"there is no selection {str(name)!r}"
+    raise SettingsError(f"{selections}: {wanted}. Here are: {known}.")
+
+
+def _not_an_input(path: Path, pool: Pool) -> Path:
+    for source in pool.sources:
+        if Path(source.path).resolve() == path.resolve():
+            raise SettingsError(f"{path}: would overwrite the file that the rows are read from. Name another.")
+    return path
