@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,17 @@ def planted_features(n: int = 900, groups: int = 6, checkpoints: int = 3, d: int
     labels = np.where(rng.random(n) < 0.5, 0, rng.integers(1, groups, n))
     centres = rng.standard_normal((groups, checkpoints, d))
     rows = centres[labels] + 0.3 * rng.standard_normal((n, checkpoints, d))
-    return Features.from_array(rows, sources=[f"source {label % 3}" for label in labels], weights=[3, 2, 1]), labels
+    features = Features.from_array(rows, sources=[f"source {label % 3}" for label in labels], weights=[3, 2, 1])
+    return with_losses_and_lengths(features), labels
+
+
+def with_losses_and_lengths(features: Features) -> Features:
+    """The same features, with what only a run knows of its rows."""
+    rng = np.random.default_rng(5)
+    losses = rng.gamma(2.0, 1.0, (features.num_checkpoints, features.num_rows)).astype(np.float32)
+    rows = features.rows.append_column("response_length", pa.array(rng.integers(1, 90, features.num_rows)))
+    checkpoints = [features.checkpoint(t) for t in range(features.num_checkpoints)]
+    return Features(checkpoints, features.weights, rows, features.gradient_norms, losses)
 
 
 class Served(Features):
@@ -155,6 +166,7 @@ def test_random_is_nested_and_stratified_keeps_the_mixture():
 def test_every_method_chooses_exactly_the_budget(n, share, name, seed):
     rng = np.random.default_rng(n)
     features = Features.from_array(rng.standard_normal((n, 2, 5)), sources=[f"s{i}" for i in rng.integers(0, 4, n)])
+    features = with_losses_and_lengths(features)
     target = Features.from_array(rng.standard_normal((3, 2, 5)))
     budget = max(1, round(share * n))
     selection = method(name).select(features, budget, target=target, seed=seed)

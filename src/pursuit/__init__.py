@@ -16,14 +16,37 @@ if TYPE_CHECKING:
     from pursuit.features import Features
     from pursuit.inspection import inspect
     from pursuit.run import Run
-    from pursuit.selectors import Less, Random, Selection, Stratified, Tagcos
+    from pursuit.selectors import (
+        D2,
+        Craig,
+        GradNorm,
+        Gtp,
+        KCenter,
+        Less,
+        Longest,
+        Loss,
+        Omp,
+        Perplexity,
+        Random,
+        Selection,
+        Stratified,
+        Tagcos,
+    )
+    from pursuit.trainer_export import export_selection, export_subset
 
 _PLACES = {
-    "Features": "features", "Less": "selectors", "PursuitError": "errors", "Random": "selectors", "Run": "run",
-    "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors", "inspect": "inspection",
+    "Craig": "selectors", "D2": "selectors", "Features": "features", "GradNorm": "selectors", "Gtp": "selectors",
+    "KCenter": "selectors", "Less": "selectors", "Longest": "selectors", "Loss": "selectors", "Omp": "selectors",
+    "Perplexity": "selectors", "PursuitError": "errors", "Random": "selectors", "Run": "run",
+    "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors", "export_selection": "trainer_export",
+    "export_subset": "trainer_export", "inspect": "inspection",
 }  # fmt: skip
 
-__all__ = ["Features", "Less", "PursuitError", "Random", "Run", "Selection", "Stratified", "Tagcos", "inspect"]
+__all__ = [
+    "Craig", "D2", "Features", "GradNorm", "Gtp", "KCenter", "Less", "Longest", "Loss", "Omp", "Perplexity",
+    "PursuitError", "Random", "Run", "Selection", "Stratified", "Tagcos", "export_selection", "export_subset",
+    "inspect",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -40,6 +40,7 @@ def report_data(
     texts = _texts(render)
     return ReportData(
         title=f"{selection.method}: {len(selection):,} of {features.num_rows:,}", method=selection.method,
+        residuals=selection.diagnostics.get("residuals", {}),
         budget=len(selection), pool_size=features.num_rows, pool=pool, chosen=chosen, settings=settings,
         versions=versions(), examples=_examples(chosen, render), clusters=_clusters(selection),
         near_duplicates=near_duplicates(selection, features, texts), map=gradient_map(selection, features, texts),

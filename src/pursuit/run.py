@@ -111,7 +111,8 @@ class Run:
             encoded = self._encode()
             count = parse_budget(budget, len(encoded))
             features = self._extract() if chosen.needs_features else Features.without_gradients(encoded.rows)
-            target = self._target_features() if chosen.needs_target else None
+            wanted = chosen.needs_target or (chosen.uses_target and self.settings.target)
+            target = self._target_features() if wanted else None
             with self.folder.timed(f"select {chosen.name}"):
                 selection = chosen.select(features, count, target=target, seed=seed)
             return self._publish(chosen, selection, features, encoded, subset, seed)

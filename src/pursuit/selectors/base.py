@@ -35,6 +35,7 @@ class Selector(BaseModel, ABC):
     paper: ClassVar[str]
     needs_features: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
+    uses_target: ClassVar[bool] = False  # follows a target where there is one, and does without
 
     def __init__(self, **settings: Any) -> None:
         try:
@@ -48,7 +49,7 @@ class Selector(BaseModel, ABC):
         Args:
             features: of the pool. A method with `needs_features = False` uses only `num_rows` and `rows`.
             budget: how many rows, 1 … N; see `pursuit.selectors.budget.parse_budget` for shares.
-            target: features of the target set, with the same checkpoints and dimension; for methods that need one.
+            target: features of the target set, with the same checkpoints and dimension; for methods that need it.
             seed: of everything random in the method.
 
         Raises:
@@ -57,7 +58,7 @@ class Selector(BaseModel, ABC):
         if not 1 <= budget <= features.num_rows or int(budget) != budget:
             limits = f"1 … {features.num_rows}"
             raise SelectionError(f"{self.name}: the budget must be a whole number in {limits}, not {budget}.")
-        if self.needs_target:
+        if self.needs_target or (self.uses_target and target is not None):
             _check_target(self.name, features, target)
         try:
             return self._select(features, int(budget), target, seed)

@@ -9,12 +9,26 @@ from typing import Any
 
 from pursuit.errors import SettingsError
 from pursuit.selectors.base import Selector, accepted
+from pursuit.selectors.craig import Craig
+from pursuit.selectors.d2 import D2
+from pursuit.selectors.gradnorm import GradNorm
+from pursuit.selectors.gtp import Gtp
+from pursuit.selectors.kcenter import KCenter
 from pursuit.selectors.less import Less
+from pursuit.selectors.longest import Longest
+from pursuit.selectors.loss import Loss
+from pursuit.selectors.omp import Omp
+from pursuit.selectors.perplexity import Perplexity
 from pursuit.selectors.random import Random
 from pursuit.selectors.stratified import Stratified
 from pursuit.selectors.tagcos import AS_PUBLISHED, Tagcos
 
-METHODS: dict[str, type[Selector]] = {method.name: method for method in (Tagcos, Less, Random, Stratified)}
+METHODS: dict[str, type[Selector]] = {
+    method.name: method
+    for method in (
+        Tagcos, Gtp, Less, Omp, KCenter, Craig, D2, GradNorm, Loss, Perplexity, Longest, Random, Stratified,
+    )
+}  # fmt: skip
 PRESETS: dict[str, tuple[type[Selector], Mapping[str, Any]]] = {"tagcos-published": (Tagcos, AS_PUBLISHED)}
 
 

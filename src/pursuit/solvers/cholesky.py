@@ -17,6 +17,14 @@ class GrowingCholesky:
         self.size = 0
         self._packed = np.zeros(64)
 
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> GrowingCholesky:
+        """The factor of a whole (m, m) matrix; O(m³). Raises numpy's LinAlgError where it is not positive definite."""
+        factor = cls()
+        factor.size = len(matrix)
+        factor._packed = np.linalg.cholesky(matrix)[np.tril_indices(factor.size)]
+        return factor
+
     def copy(self) -> GrowingCholesky:
         """An independent copy."""
         twin = GrowingCholesky()

@@ -1,0 +1,212 @@
+"""Compressive pursuit: the published loop is its transcription, the refined form is as close as matching pursuit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import nnls as scipy_nnls
+
+from pursuit.solvers import compressive_pursuit
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def problem(kind: str, goal: str, n: int = 3000, d: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms and a target: the mean of all, or of few with something that no atom holds."""
+    rng = np.random.default_rng(seed)
+    atoms = rng.standard_normal((n, d))
+    if kind != "random":
+        centres = rng.standard_normal((20, d)) + rng.standard_normal(d)
+        atoms = centres[rng.integers(0, 20, n)] + (0.3 if kind == "tight" else 1.0) * atoms
+    if kind == "doubled":
+        atoms = np.repeat(atoms[: n // 2], 2, axis=0)
+    atoms = unit(atoms)
+    few = atoms[:20].mean(axis=0)
+    other = unit(rng.standard_normal((1, d)))[0] * 0.3 * np.linalg.norm(few)
+    return atoms, atoms.mean(axis=0) if goal == "pool" else few + other
+
+
+def distance(atoms: np.ndarray, target: np.ndarray, chosen: np.ndarray) -> float:
+    """Relative residual of the best non-negative weights, by scipy."""
+    return scipy_nnls(atoms[chosen].T, target, maxiter=10_000)[1] / np.linalg.norm(target)
+
+
+def matching_pursuit_with_nnls(atoms: np.ndarray, target: np.ndarray, k: int) -> list[int]:
+    """Orthogonal matching pursuit with all weights solved again in every step."""
+    chosen: list[int] = []
+    residual = target
+    while len(chosen) < k:
+        scores = atoms @ residual
+        scores[chosen] = -np.inf
+        if scores.max() <= 1e-12:
+            break
+        chosen.append(int(scores.argmax()))
+        weights, _ = scipy_nnls(atoms[chosen].T, target, maxiter=10_000)
+        residual = target - weights @ atoms[chosen]
+    return chosen
+
+
+def textbook_loop(atoms: np.ndarray, target: np.ndarray, k: int, iterations: int) -> tuple[set[int], list[float]]:
+    """CoSaMP (Needell and Tropp 2009) with non-negative least squares, as the paper describes it."""
+    support, residual, curve = np.zeros(0, int), target, []
+    best, best_norm = support, np.linalg.norm(target)
+    for _ in range(iterations):
+        scores = atoms @ residual
+        order = np.argsort(-scores, kind="stable")[: 2 * k]
+        merged = np.union1d(order[scores[order] > 1e-12], support).astype(int)
+        z, _ = scipy_nnls(atoms[merged].T, target, maxiter=10_000)
+        kept = np.argsort(-z, kind="stable")[: min(k, np.count_nonzero(z))]
+        before, support = support, np.sort(merged[kept])
+        w, norm = scipy_nnls(atoms[support].T, target, maxiter=10_000)
+        residual = target - w @ atoms[support]
+        curve.append(norm / np.linalg.norm(target))
+        ended = norm >= best_norm or set(before) == set(support)
+        if norm < best_norm:
+            best, best_norm = support[w > 0], norm
+        if ended:
+            break
+    return set(best.tolist()), curve
+
+
+PROBLEMS = [(kind, goal) for kind in ("random", "clustered", "tight", "doubled") for goal in ("pool", "target")]
+
+
+@pytest.mark.parametrize(("kind", "goal"), PROBLEMS)
+def test_refined_it_is_as_close_as_matching_pursuit_and_takes_no_row_twice(kind, goal):
+    atoms, target = problem(kind, goal)
+    result = compressive_pursuit(atoms, target, 60)
+    reference = matching_pursuit_with_nnls(atoms, target, 60)
+    joint = result.indices[: result.rank]
+    ours = distance(atoms, target, joint)
+    assert ours <= 1.02 * distance(atoms, target, np.array(reference))
+    assert result.residual == pytest.approx(ours, rel=1e-6)
+    fitted = target - result.weights[: result.rank] @ atoms[joint]
+    assert np.linalg.norm(fitted) / np.linalg.norm(target) == pytest.approx(ours, rel=1e-6)
+    assert len(np.unique(atoms[result.indices], axis=0)) == 60
+
+
+@pytest.mark.parametrize(("kind", "goal"), [("random", "pool"), ("clustered", "pool"), ("clustered", "target")])
+def test_without_refinement_it_is_the_published_loop(kind, goal):
+    atoms, target = problem(kind, goal, n=800, d=120)
+    result = compressive_pursuit(atoms, target, 20, refine="none")
+    support, curve = textbook_loop(atoms, target, 20, 10)
+    assert set(result.indices[: result.rank].tolist()) == support
+    np.testing.assert_allclose(result.residuals[: len(curve)], curve, rtol=1e-8)
+    assert result.residual == pytest.approx(min(curve), rel=1e-8)
+
+
+def test_the_refinement_is_worth_its_name():
+    atoms, target = problem("clustered", "pool")
+    refined, published = (compressive_pursuit(atoms, target, 60, refine=refine) for refine in ("swaps", "none"))
+    assert refined.residual < 0.8 * published.residual
+    assert (np.diff(refined.residuals) <= 0).all()  # no iteration makes it worse
+
+
+class Served:
+    """Atoms served in another memory order, by slices and index arrays only."""
+
+    def __init__(self, atoms: np.ndarray) -> None:
+        self.atoms, self.shape = atoms, atoms.shape
+
+    def __getitem__(self, rows):
+        return np.asfortranarray(self.atoms[rows])
+
+
+@pytest.mark.parametrize("refine", ["swaps", "none"])
+def test_the_result_does_not_depend_on_memory_or_on_how_atoms_are_served(refine):
+    atoms, target = problem("doubled", "pool", n=900, d=100)
+    first = compressive_pursuit(atoms.astype(np.float32), target, 130, refine=refine)
+    for memory in (1 << 30, 1 << 16, 1):
+        again = compressive_pursuit(Served(atoms.astype(np.float32)), target, 130, refine=refine, memory_bytes=memory)
+        assert again.indices.tolist() == first.indices.tolist()
+        np.testing.assert_array_equal(again.weights, first.weights)
+        np.testing.assert_array_equal(again.residuals, first.residuals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 50), d=st.integers(1, 12), share=st.floats(0, 1.2), seed=st.integers(0, 999),
+    kind=st.sampled_from(["plain", "repeated", "zeros", "same"]), refine=st.sampled_from(["swaps", "none"]),
+)  # fmt: skip
+def test_any_problem_is_answered_with_the_whole_budget_and_every_row_once(n, d, share, seed, kind, refine):
+    rng = np.random.default_rng(seed)
+    atoms = rng.standard_normal((n, d)) + rng.choice([0.0, 2.0])
+    if kind == "repeated":
+        atoms = atoms[rng.integers(0, n, n)]
+    if kind == "zeros":
+        atoms[rng.random(n) < 0.4] = 0
+    if kind == "same":
+        atoms[:] = atoms[0]
+    k = round(share * n)
+    result = compressive_pursuit(atoms, atoms.mean(axis=0), k, refine=refine)
+    assert len(result.indices) == len(set(result.indices.tolist())) == min(k, n)
+    assert (result.weights >= 0).all()
+    assert result.rank <= d
+    assert np.count_nonzero(result.weights) == len(result.indices) - result.filled
+    assert sum(result.changes) >= len(result.indices) - result.filled
+    nonzero = atoms[np.abs(atoms).sum(axis=1) > 0]
+    chosen = atoms[result.indices]
+    different = len(np.unique(nonzero, axis=0))
+    assert len(np.unique(chosen[np.abs(chosen).sum(axis=1) > 0], axis=0)) == min(different, min(k, n))
+
+
+@pytest.mark.parametrize("refine", ["swaps", "none"])
+def test_a_target_equal_to_one_row_is_that_row(refine):
+    atoms = unit(np.random.default_rng(3).standard_normal((200, 40)))
+    result = compressive_pursuit(atoms, 2.5 * atoms[77], 1, refine=refine)
+    assert result.indices.tolist() == [77]
+    assert result.weights[0] == pytest.approx(2.5)
+    assert result.residual == pytest.approx(0, abs=1e-9)
+    more = compressive_pursuit(atoms, atoms[77], 5, refine=refine)
+    assert more.indices[0] == 77
+    assert len(more.indices) == 5
+
+
+def test_one_row_is_the_nearest_in_direction():
+    atoms, target = problem("clustered", "target", n=500, d=50)
+    assert compressive_pursuit(atoms, target, 1).indices.tolist() == [int(np.argmax(atoms @ target))]
+
+
+def test_identical_rows_come_in_order():
+    atoms = np.ones((10, 4))
+    assert compressive_pursuit(atoms, np.ones(4), 3).indices.tolist() == [0, 1, 2]
+
+
+def test_a_budget_beyond_the_dimensions_is_met_by_further_passes():
+    rng = np.random.default_rng(1)
+    atoms = unit(rng.standard_normal((300, 12)) + 1)
+    result = compressive_pursuit(atoms, atoms.mean(axis=0), 100)
+    assert result.rank <= 12
+    assert result.residual < 1e-5
+    assert len(result.passes) >= 8
+    ends = [*result.passes[1:].tolist(), 100 - result.filled]
+    for start, stop in zip(result.passes, ends, strict=True):
+        assert 0 < stop - start <= 12
+
+
+def test_without_a_positive_correlation_the_nearest_are_filled_in():
+    atoms = -np.eye(4)
+    result = compressive_pursuit(atoms, np.array([1.0, 3.0, 2.0, 4.0]), 2)
+    assert result.indices.tolist() == [0, 2]
+    assert result.filled == 2
+    assert result.residual == 1.0
+    assert compressive_pursuit(atoms, np.zeros(4), 2).indices.tolist() == [0, 1]
+
+
+def test_wrong_input_is_refused():
+    atoms = np.ones((5, 3))
+    cases = [
+        (lambda: compressive_pursuit(atoms, np.ones(4), 2), r"atoms must be \(n, d\) and target \(d,\)"),
+        (lambda: compressive_pursuit(atoms, np.array([1, np.nan, 1]), 2), "target holds NaN"),
+        (lambda: compressive_pursuit(atoms, np.ones(3), -1), "budget must be a whole number"),
+        (lambda: compressive_pursuit(atoms, np.ones(3), 2, tol=-1), "tol must be"),
+        (lambda: compressive_pursuit(atoms, np.ones(3), 2, refine="some"), "refine must be"),
+        (lambda: compressive_pursuit(np.array([[1.0], [np.inf]]), np.ones(1), 1), "row 1 holds"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
