@@ -66,7 +66,7 @@ def main() -> None:
             started = time.perf_counter()
             fast = matching_pursuit(atoms, target, budget, ridge=0.0)
             took = time.perf_counter() - started
-            line += f"   our omp {took:6.2f} s = {seconds / took:5.1f} ×, residual {fast.residuals[-1] / norm:.3f} ×"
+            line += f"   our omp {took:6.2f} s = {seconds / took:5.1f} ×, residual {fast.residuals.min() / norm:.3f} ×"
             print(line, flush=True)
 
 

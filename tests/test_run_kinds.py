@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from pursuit import Run
 from pursuit.errors import ModelError, PursuitError
 from pursuit.features import FeatureStore
+from pursuit.selectors import METHODS
 from test_run import SMALL, write_rows
 from tiny import CONFIGS, tiny_model, tiny_tokenizer
 
@@ -84,6 +85,20 @@ def test_an_existing_adapter(tmp_path, pool):
         features={**SMALL["features"], "projection": "none"},
     )  # fmt: skip
     assert store.manifest["dimension"] == 2 * 2 * (32 + 32)
+
+
+def test_every_method_on_one_run(tmp_path, pool):
+    """The gradients are extracted once; a method that can use the target is given it."""
+    target = tmp_path / "target.jsonl"
+    write_rows(target, 6, seed=9)
+    run = Run(tmp_path / "run", model=make_model(tmp_path / "model"), pool=pool, target=target, **SMALL)
+    run.extract()
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "features").rglob("*.safetensors")}
+    for name in METHODS:
+        result = run.select(name, 6, **({"clusters": 3} if name == "tagcos" else {}))
+        assert len(result.selection) == 6
+        assert result.report.exists()
+    assert stored == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "features").rglob("*.safetensors")}
 
 
 def test_files_of_several_kinds_in_one_pool(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from pursuit.commands import select_from_arrays
 from pursuit.errors import SelectionError
 from pursuit.features import Features
 from pursuit.selectors import Gtp, KCenter, Omp
@@ -169,3 +172,18 @@ def test_one_row_and_the_whole_pool_can_be_chosen():
     assert Gtp().select(features, 1, target=target).indices.tolist() == [4]
     with pytest.warns(UserWarning, match="as closely as any number can"):
         assert sorted(Gtp().select(features, 30, target=target).indices.tolist()) == list(range(30))
+
+
+def test_from_the_command_a_target_is_followed_where_one_is_given_and_the_report_draws_the_residual(tmp_path):
+    features, labels = planted(d=60)
+    pool = np.stack([features.checkpoint(t) for t in range(3)], axis=1)
+    np.save(tmp_path / "pool.npy", pool)
+    np.save(tmp_path / "target.npy", pool[labels == 2][:6])
+    chosen = {}
+    for name, target in (("with", tmp_path / "target.npy"), ("without", None)):
+        out = tmp_path / f"{name}.jsonl"
+        select_from_arrays("gtp", "6", tmp_path / "pool.npy", target, {}, out, {})
+        chosen[name] = [json.loads(line)["index"] for line in out.read_text().splitlines()]
+        assert "the same number of most similar rows" in (tmp_path / f"{name}.report.html").read_text()
+    assert (labels[chosen["with"]] == 2).all()
+    assert len(set(labels[chosen["without"]])) > 1

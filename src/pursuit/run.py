@@ -136,11 +136,11 @@ class Run:
         )  # fmt: skip
 
     def _cost(self, selector: Selector, selection: Selection, encoded: EncodedPool) -> dict[str, float | None]:
-        """Seconds of the stages that the method needs, and of training for the warm-up's epochs at the warm-up's pace."""
+        """Seconds of the stages that the method needs, and of training for the warm-up's epochs at its pace."""
         seconds = self.folder.timings()
         stages = ["encode", f"select {selector.name}"]
         stages += ["warm-up", "features"] if selector.needs_features else []
-        stages += ["target"] if selector.needs_target else []
+        stages += ["target"] if selector.needs_target or (selector.uses_target and self.settings.target) else []
         cost: dict[str, float | None] = {"selection_seconds": sum(seconds.get(stage, 0.0) for stage in stages)}
         if "warm-up" not in seconds:
             return cost
