@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pursuit.selectors.base import Selector
+from pursuit.selectors.following import Following, goal_scores
 from pursuit.selectors.selection import Selection
-from pursuit.selectors.stacked import Trajectory, stacked
+from pursuit.selectors.stacked import Trajectory
 from pursuit.solvers.compressive_pursuit import CompressiveResult, compressive_pursuit
 from pursuit.solvers.nnls import nnls
-from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, gathered_dots
+from pursuit.solvers.rows import gathered_dots
 
 if TYPE_CHECKING:
     from pursuit.features import Features
@@ -22,7 +22,7 @@ COMPARED = 2000  # up to so many rows the most similar ones are fitted too, for 
 NEAR = 0.95  # cosine from which two rows count as near-duplicates
 
 
-class Gtp(Selector):
+class Gtp(Following):
     """Few rows whose weighted gradients follow the target's (or the pool's) along the whole warm-up, chosen jointly.
 
     Each checkpoint's features are projected to a subspace of their own and put side by side; one non-negative weight a
@@ -40,29 +40,14 @@ class Gtp(Selector):
 
     name: ClassVar[str] = "gtp"
     paper: ClassVar[str] = "GTP, arXiv 2410.16710"
-    uses_target: ClassVar[bool] = True
 
-    in_domain: bool = Field(False, description="follow the pool's mean also where there is a target")
-    subspace: int = Field(512, ge=1, description="directions kept of each checkpoint; all, where there are no more")
-    sample: int = Field(20_000, ge=1, description="random rows of the pool that the directions are found from")
-    checkpoints: Literal["equal", "learning-rate"] = Field("equal", description="how checkpoints are weighted")
     refine: Literal["swaps", "none"] = Field(
         "swaps", description="none is the published loop, which ends with a larger residual"
     )
     iterations: int = Field(10, ge=1, description="of the published loop, or rounds of swaps")
     tol: float = Field(1e-6, ge=0, allow_inf_nan=False, description="relative residual at which a pass ends")
-    memory_bytes: int = Field(
-        DEFAULT_MEMORY_BYTES, ge=1 << 20, description="bound on the memory of the projected rows, in bytes (beyond it "
-        "they lie in a temporary file); the choice does not depend on it",
-    )  # fmt: skip
-
     def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
-        target = None if self.in_domain else target
-        with stacked(
-            features, target, dimension=self.subspace, sample=self.sample, seed=seed, memory_bytes=self.memory_bytes,
-            shares=checkpoint_shares(features, self.checkpoints),
-        ) as trajectory:  # fmt: skip
-            check_goal(trajectory.goal)
+        with self._trajectory(features, target, seed) as trajectory:
             result = compressive_pursuit(
                 trajectory.rows, trajectory.goal, budget, refine=self.refine, iterations=self.iterations,
                 tol=self.tol, memory_bytes=self.memory_bytes,
@@ -75,29 +60,10 @@ class Gtp(Selector):
         number = np.searchsorted(result.passes, np.arange(budget), side="right") - 1
         number[budget - result.filled :] = -1
         diagnostics = {
-            **compared, **_facts(result, trajectory), "goal": "pool" if target is None else "target",
-            "warnings": warned,
+            **compared, **_facts(result, trajectory), "goal": self._goal(target), "warnings": warned,
         }  # fmt: skip
         columns = {"pass": number.astype(np.int64), "score": scores}
         return self._selection(features, result.indices, result.weights, columns=columns, diagnostics=diagnostics)
-
-
-def checkpoint_shares(features: Features, weighting: str) -> np.ndarray:
-    """(T,) β_t with the mean 1."""
-    return np.ones(features.num_checkpoints) if weighting == "equal" else features.weights * features.num_checkpoints
-
-
-def check_goal(goal: np.ndarray) -> None:
-    """Raise ValueError where there is nothing to follow."""
-    if not np.isfinite(goal).all():
-        raise ValueError("NaN or infinity in the features of the pool or of the target")
-    if not goal.any():
-        raise ValueError("the mean that is to be followed is zero: the features are all zero, or cancel")
-
-
-def goal_scores(trajectory: Trajectory, indices: np.ndarray, memory_bytes: int) -> np.ndarray:
-    """⟨row, goal⟩ / ‖goal‖ of chosen rows."""
-    return gathered_dots(trajectory.rows, indices, trajectory.goal, memory_bytes) / np.linalg.norm(trajectory.goal)
 
 
 def _facts(result: CompressiveResult, trajectory: Trajectory) -> dict[str, Any]:
