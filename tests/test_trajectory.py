@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from pursuit.batches import IGNORED, collate, plan_batches
 from pursuit.errors import DataError, ModelError, SettingsError, StoreError
 from pursuit.models import Lora, prepare_trainable, trainable_parameters
-from pursuit.trajectory import Trajectory
 from pursuit.warmup import Plan, WarmUp, warm_up
+from pursuit.warmup.trajectory import Trajectory
 from tiny import CONFIGS, tiny_model
 
 PLAIN = Lora(rank=4, alpha=16, dropout=0.0)

@@ -30,9 +30,9 @@ from pursuit.run_folder import RunFolder
 from pursuit.selectors import Selection, Selector, check_budget, method, parse_budget
 from pursuit.settings import Settings
 from pursuit.trainable import prepare_trainable
-from pursuit.trajectory import Trajectory
 from pursuit.warmup import warm_up
-from pursuit.warmup_plan import Plan
+from pursuit.warmup.plan import Plan
+from pursuit.warmup.trajectory import Trajectory
 
 
 class Run:

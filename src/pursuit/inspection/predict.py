@@ -20,7 +20,7 @@ from pursuit.progress import say
 from pursuit.recipes import Recipe
 from pursuit.settings import Settings
 from pursuit.trainable import parameter_count, trainable_parameters
-from pursuit.warmup_plan import Plan
+from pursuit.warmup.plan import Plan
 
 Batches = list[list[int]]
 PER_ROW = 12  # bytes beside a stored row at one checkpoint: its two norms and its loss, float32

@@ -18,9 +18,9 @@ from pursuit.errors import DataError, ModelError, StoreError
 from pursuit.files import read_json, write_json
 from pursuit.recipes import WarmUp
 from pursuit.trainable import trainable_parameters
-from pursuit.trajectory import KEPT, MANIFEST, RECOVERY, Trajectory, find_resume_point, remove_recovery
-from pursuit.warmup_plan import Plan
-from pursuit.warmup_trainer import train
+from pursuit.warmup.plan import Plan
+from pursuit.warmup.trainer import train
+from pursuit.warmup.trajectory import KEPT, MANIFEST, RECOVERY, Trajectory, find_resume_point, remove_recovery
 
 __all__ = ["EncodedRows", "Plan", "WarmUp", "warm_up"]
 

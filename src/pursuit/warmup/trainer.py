@@ -30,7 +30,8 @@ from pursuit.gradients.losses import token_losses
 from pursuit.gradients.precondition import AdamState
 from pursuit.progress import progress, say
 from pursuit.trainable import trainable_parameters
-from pursuit.trajectory import (
+from pursuit.warmup.plan import Plan, generator
+from pursuit.warmup.trajectory import (
     KEPT,
     RECOVERY,
     Checkpoint,
@@ -41,7 +42,6 @@ from pursuit.trajectory import (
     remove_recovery,
     write_checkpoint,
 )
-from pursuit.warmup_plan import Plan, generator
 
 SAVING_SHARE = 20  # a recovery checkpoint is written at most once in this many times the seconds that writing takes
 
