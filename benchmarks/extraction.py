@@ -84,14 +84,17 @@ def ignore(name: str, block: torch.Tensor) -> None:
 
 
 def in_turn(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, one after the other, `rounds` times after a warm-up round."""
+    """Seconds of each way, one after the other, `rounds` times after a warm-up round: CPU time, wall time on a GPU."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     for turn in range(rounds + 1):
         for name, way in ways.items():
-            start = time.process_time()
+            start = clock()
             way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if turn:
-                seconds[name].append(time.process_time() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -100,12 +103,13 @@ def measure(label: str, model: nn.Module, rows: RandomRows, batch_tokens: int, r
     parameters = trainable_parameters(model)
     size = sum(p.numel() for p in parameters.values())
     batches = plan_batches(range(len(rows)), rows.lengths, batch_tokens)
-    tensors = [collate(rows, batch, torch.device("cpu")) for batch in batches]
-    moments = {name: torch.rand_like(p) * 1e-7 for name, p in parameters.items()}
+    device = next(model.parameters()).device
+    tensors = [collate(rows, batch, device) for batch in batches]
+    moments = {name: torch.rand(p.shape, device=device) * 1e-7 for name, p in parameters.items()}
     state = AdamState(moments, {name: value.square() for name, value in moments.items()}, step=10)
 
     def features(kind: str, dimension: int) -> Callable[[], None]:
-        direction = Preconditioning(kind, state)  # type: ignore[arg-type]
+        direction = Preconditioning(kind, state, device=device)  # type: ignore[arg-type]
         projection = make_projection("sparse", size, dimension, 0)
         return lambda: [batch_features(model, rows, b, projection, direction) for b in batches] and None
 
@@ -145,21 +149,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 128])
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one (then seconds are wall time)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="padded tokens a batch of the large model")
     parser.add_argument("--rows", type=int, default=16, help="rows of the large model")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {arguments.threads} threads, fp32, {arguments.rounds} rounds")
+    place, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    print(
+        f"torch {torch.__version__}, {place}, {arguments.threads} threads, {arguments.dtype}, {arguments.rounds} rounds"
+    )
+
+    def case(label: str, model: nn.Module, rows: RandomRows, batch_tokens: int) -> None:
+        measure(label, model.to(place, dtype), rows, batch_tokens, arguments.rounds)
+
     for rank in arguments.ranks:
-        rows = RandomRows([128] * 64, 2048)
-        measure(f"small Llama, LoRA r={rank}", add_lora(small_llama(), rank), rows, 2048, arguments.rounds)
-    measure("small Llama, all linear weights", only_linear(small_llama()), RandomRows([128] * 32, 2048), 2048, 3)
+        case(f"small Llama, LoRA r={rank}", add_lora(small_llama(), rank), RandomRows([128] * 64, 2048), 2048)
+    case("small Llama, all linear weights", only_linear(small_llama()), RandomRows([128] * 32, 2048), 2048)
     if arguments.model is None:
         return
+    lengths = np.random.default_rng(1).integers(40, 200, arguments.rows).tolist()
     for rank in arguments.ranks:
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-        lengths = np.random.default_rng(1).integers(40, 200, arguments.rows).tolist()
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
         rows = RandomRows(lengths, model.config.vocab_size)
-        measure(f"{arguments.model}, LoRA r={rank}", add_lora(model, rank), rows, 1024, arguments.rounds)
+        case(f"{arguments.model}, LoRA r={rank}", add_lora(model, rank), rows, arguments.batch_tokens)
 
 
 def only_linear(model: nn.Module) -> nn.Module:
