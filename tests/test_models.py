@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 from pursuit.errors import ModelError
 from pursuit.models import (
     Lora,
+    checkpoint_dtype,
     load_model,
     load_tokenizer,
     lora_targets,
     model_fingerprint,
     parameter_count,
     prepare_trainable,
+    settled_dtype,
     trainable_parameters,
 )
 from tiny import CONFIGS, tiny_model, tiny_tokenizer
@@ -306,3 +308,11 @@ def test_a_fingerprint_is_of_the_contents_wherever_they_lie(folder: Path, tmp_pa
     assert changed["digest"] != first["digest"]
     differing = {name for name in first["files"] if changed["files"][name] != first["files"][name]}
     assert differing == {"model.safetensors"}
+
+
+def test_the_data_type_that_a_checkpoint_names(tmp_path: Path) -> None:
+    for name in ("bfloat16", "float32"):
+        tiny_model("llama").to(getattr(torch, name)).save_pretrained(tmp_path / name)
+        assert checkpoint_dtype(tmp_path / name) == name
+    assert settled_dtype(tmp_path / "bfloat16", "auto", "cpu") == "float32"
+    assert settled_dtype(tmp_path / "bfloat16", "float16", "cpu") == "float16"

@@ -98,6 +98,14 @@ def test_other_settings_on_the_same_folder_are_refused_by_name(place, finished):
         Run(place / "run", warmups={})
 
 
+def test_auto_precision_is_settled_when_the_run_begins(place, finished):
+    """Otherwise a run that goes on on another device would mix two precisions in one store."""
+    assert json.loads((place / "run" / "settings.json").read_text())["dtype"] == "float32"
+    assert Run(place / "run", dtype="auto").settings.dtype == "float32"
+    with pytest.raises(RunError, match="dtype"):
+        Run(place / "run", dtype="bfloat16")
+
+
 def test_a_pool_that_changed_is_refused(place, tmp_path):
     write_rows(tmp_path / "pool.jsonl", 40, seed=5)
     run = Run(tmp_path / "run", model=place / "model", pool=tmp_path / "pool.jsonl", **SMALL)
@@ -193,6 +201,20 @@ def test_bad_row_is_an_error_with_its_line_or_skipped_and_listed(place, tmp_path
     skip = [*flags, "--on-bad-row", "skip", "--out", tmp_path / "s.jsonl"]  # the same folder: nothing is settled yet
     assert run_main("select", *skip, capsys=capsys)[0] == 0
     assert "line" in (tmp_path / "s.report.html").read_text()
+
+
+def test_ctrl_c_says_that_nothing_is_lost(place, tmp_path):
+    flags = ["--model", place / "model", "--pool", place / "pool.jsonl", "--run", tmp_path / "run", "--budget", "5"]
+    flags += ["--features.dimension", "64", "--warmup.batch-size", "8", "--param", "clusters=3"]
+    command = [sys.executable, "-m", "pursuit.cli", "select", *map(str, flags)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run/warmup/checkpoint-0010").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
 
 
 def features_and_choice(folder: Path, subset: Path) -> dict[str, bytes]:

@@ -28,6 +28,7 @@ A run folder keeps tokens, warm-up and gradients: another method or budget on th
 whatever was interrupted goes on where it stopped when the same command is started again.""",
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `main` says that nothing is lost
 )
 
 Flags = Annotated[Settings | None, Parameter(name="*")]

@@ -96,6 +96,38 @@ def load_tokenizer(
     return tokenizer
 
 
+def settled_dtype(
+    model: str | os.PathLike[str], dtype: str, device: str, *, trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> str:  # fmt: skip
+    """What "auto" means for this model on this device, so that a run keeps to it wherever it goes on.
+
+    "float32" on a CPU and for GGUF; otherwise the checkpoint's own, as its configuration names it [ours].
+    """
+    if dtype != "auto":
+        return dtype
+    if _device(device).type == "cpu":
+        return "float32"
+    return checkpoint_dtype(model, trust_remote_code=trust_remote_code, revision=revision)
+
+
+def checkpoint_dtype(
+    model: str | os.PathLike[str], *, trust_remote_code: bool = False, revision: str | None = None
+) -> str:
+    """The data type that a checkpoint's configuration names; "float32" for GGUF and where it names none."""
+    source = _find(model, revision)
+    if source.gguf_file is not None:
+        return "float32"
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            source.name, trust_remote_code=trust_remote_code, revision=revision
+        )
+    except LOADING_ERRORS as error:
+        raise source.error("configuration", error) from error
+    name = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return name if name in DTYPES else "float32"
+
+
 def load_model(
     model: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False,
     revision: str | None = None, attention: str | None = None,

@@ -23,7 +23,7 @@ from pursuit.export import Result, publish
 from pursuit.features import Features, FeatureStore
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.gradients.extract import extract, finished_store
-from pursuit.models import load_model, load_tokenizer, model_fingerprint
+from pursuit.models import load_model, load_tokenizer, model_fingerprint, settled_dtype
 from pursuit.pool import Pool, check_subset_path
 from pursuit.recipes import Recipe
 from pursuit.run_folder import RunFolder
@@ -53,6 +53,7 @@ class Run:
     def __init__(self, folder: str | Path, **settings: Any) -> None:
         self.folder = RunFolder(folder)
         self.settings: Settings = self.folder.resolve(_plain(settings))
+        self._settle_dtype()
         self.pool = self._pool(self.settings.pool)
         self._encoded: EncodedPool | None = None
 
@@ -182,6 +183,14 @@ class Run:
         if not self.settings.model:
             raise RunError(f"{self.folder.path}: no model is set (--model).")
         return self.settings.model
+
+    def _settle_dtype(self) -> None:
+        """One precision for the whole run: going on with it on another device must not mix two in one store."""
+        s = self.settings
+        settled = settled_dtype(
+            self.model_name, s.dtype, s.device, trust_remote_code=s.trust_remote_code, revision=s.revision
+        )
+        self.settings = s.model_copy(update={"dtype": settled})
 
     def _pool(self, paths: list[str]) -> Pool:
         s = self.settings

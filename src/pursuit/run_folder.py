@@ -49,7 +49,8 @@ class RunFolder:
                 raise RunError(f"{self.path}: a new run needs {lacking} (there is no run in this folder yet).")
             return settings
         stored = read_json(path)
-        settings = settings_from(merge(stored, changes))
+        settled = {key: value for key, value in changes.items() if (key, value) != ("dtype", "auto")}
+        settings = settings_from(merge(stored, settled))
         if changed := differences(stored, settings.model_dump(mode="json")):
             raise RunError(
                 f"{self.path}: this run was begun with other settings.\n  " + "\n  ".join(changed)
