@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+
+Part = TypeVar("Part")
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 MAX_BLOCK_BYTES = 8 << 20  # beyond this a larger block only costs memory
@@ -57,6 +59,25 @@ def blocks(matrix: RowMatrix, dtype: type, memory_bytes: int) -> Iterator[tuple[
     rows, width = check_matrix(matrix, "matrix")
     for start, stop in block_bounds(rows, width * np.dtype(dtype).itemsize, memory_bytes):
         yield start, stop, np.ascontiguousarray(matrix[start:stop], dtype=dtype)
+
+
+def map_blocks(
+    matrix: RowMatrix, function: Callable[[np.ndarray, int], Part], block_rows: int
+) -> Iterator[tuple[int, int, Part]]:
+    """(start, stop, function(rows start … stop, start)) of consecutive blocks, in order.
+
+    A matrix whose rows are spread over several machines brings a method `map_blocks` of its own, which applies the
+    function where the rows are. Blocks are the same there and here, so results are the same bits; the function must be
+    one that can be sent (a module's function, or a `functools.partial` of one).
+    """
+    spread = getattr(matrix, "map_blocks", None)
+    if spread is not None:
+        yield from spread(function, block_rows)
+        return
+    rows, _ = check_matrix(matrix, "matrix")
+    for start in range(0, rows, block_rows):
+        stop = min(rows, start + block_rows)
+        yield start, stop, function(matrix[start:stop], start)
 
 
 def row_dots(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:

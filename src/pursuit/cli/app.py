@@ -1,0 +1,61 @@
+"""The `pursuit` command, and what its subcommands share: flags that many take, and reading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from pursuit.errors import SettingsError
+from pursuit.settings import Settings, merge, read_yaml
+
+app = App(
+    name="pursuit",
+    help="""Choose the few percent of an instruction-tuning data set that teach a model most, by their gradients.
+
+Begin with what will be learnt from, then choose:
+
+    pursuit inspect --model M --pool a.jsonl
+    pursuit select --model M --pool a.jsonl --method tagcos --budget 5% --run runs/x --out subset.jsonl
+
+A run folder keeps tokens, warm-up and gradients: another method or budget on the same folder takes seconds, and
+whatever was interrupted goes on where it stopped when the same command is started again.""",
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+    help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `main` says that nothing is lost
+)
+
+Flags = Annotated[Settings | None, Parameter(name="*")]
+Folder = Annotated[Path | None, Parameter(help="Run folder: keeps everything, and can be gone on with.")]
+Config = Annotated[Path | None, Parameter(help="YAML file with the same settings; flags override it.")]
+Assignments = Annotated[
+    list[str] | None, Parameter(name="--param", help="Parameters of the method: --param clusters=50 ridge=0.1")
+]
+
+
+def parse_parameters(assignments: list[str]) -> dict[str, Any]:
+    """`clusters=50` → {"clusters": "50"}; types are checked by the method itself."""
+    parameters = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"--param {assignment}: write it as name=value, such as clusters=50.")
+        parameters[name.strip().replace("-", "_")] = value.strip()
+    return parameters
+
+
+def given(settings: Settings | None) -> dict[str, Any]:
+    """Only what the person wrote on the command line."""
+    return {} if settings is None else settings.model_dump(exclude_unset=True)
+
+
+def resolve(
+    run: Path | None, config: Path | None, settings: Settings | None, needs_run: bool = True
+) -> tuple[Path, dict[str, Any]]:
+    values = read_yaml(config) if config else {}
+    job = {key: values.pop(key, None) for key in ("run", "method", "budget", "out", "params")}
+    folder = run or (Path(job["run"]) if job["run"] else None)
+    if folder is None and needs_run:
+        raise SettingsError("name a run folder with --run: it keeps the gradients, so that nothing is computed twice.")
+    return folder or Path(), merge(values, given(settings))
