@@ -12,7 +12,7 @@ from torch import nn
 
 from pursuit.batches import plan_batches
 from pursuit.encoding import EncodedPool
-from pursuit.gradients.extract import DTYPES
+from pursuit.gradients.shards import DTYPES
 from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
 from pursuit.inspection.measure import measure
 from pursuit.inspection.memory import estimated_peak, total_memory

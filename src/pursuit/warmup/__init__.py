@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from pursuit.batches import EncodedRows
-from pursuit.errors import DataError, ModelError, StoreError
+from pursuit.errors import DataError, ModelError
 from pursuit.files import read_json, write_json
 from pursuit.recipes import WarmUp
 from pursuit.trainable import trainable_parameters
+from pursuit.training.folder import KEPT, RECOVERY, made_from_other, remove_recovery, rows_digest, weights_digest
+from pursuit.training.trainer import Task, train
 from pursuit.warmup.plan import Plan
-from pursuit.warmup.trainer import train
-from pursuit.warmup.trajectory import KEPT, MANIFEST, RECOVERY, Trajectory, find_resume_point, remove_recovery
+from pursuit.warmup.recorder import TrajectoryRecorder
+from pursuit.warmup.trajectory import MANIFEST, Trajectory, find_resume_point
 
 __all__ = ["EncodedRows", "Plan", "WarmUp", "warm_up"]
 
@@ -55,7 +54,8 @@ def warm_up(model: nn.Module, encoded: EncodedRows, folder: str | Path, settings
     _claim(folder, _manifest(settings, plan, encoded, parameters))
     point = find_resume_point(folder, plan.checkpoint_steps)
     if point is None or point.step < plan.last_step:
-        train(model, encoded, folder, plan, point)
+        task = Task("warm-up", encoded, plan, settings)
+        train(model, task, TrajectoryRecorder(folder, plan, point))
     remove_recovery(folder)
     trajectory = Trajectory(folder)
     trajectory.load_into(model, len(trajectory) - 1)
@@ -68,11 +68,7 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
     if before == manifest:
         return
     if find_resume_point(folder, before.get("checkpoint_steps", [])) is not None:
-        name = next(k for k in sorted(before.keys() | manifest.keys()) if before.get(k) != manifest.get(k))
-        raise StoreError(
-            f"{folder}: this warm-up was begun with {name} = {before.get(name)!r}, not {manifest.get(name)!r}. "
-            "Use another folder, or delete this one to start anew."
-        )
+        raise made_from_other(folder, "warm-up", before, manifest)
     for kind in (KEPT, RECOVERY):  # remains of other settings, damaged or not vouched for by a manifest
         for path in folder.glob(f"{kind}-*"):
             shutil.rmtree(path)
@@ -83,16 +79,9 @@ def _manifest(
     settings: WarmUp, plan: Plan, encoded: EncodedRows, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Any]:
     """Everything that shapes the result, but for the frozen weights: settings, data and first weights."""
-    data, start = hashlib.sha256(), hashlib.sha256()
-    for row in plan.rows:
-        tokens, response = encoded[int(row)]
-        data.update(np.asarray(tokens, dtype=np.int32).tobytes() + np.asarray(response, dtype=bool).tobytes())
-    for name, parameter in parameters.items():
-        flat = parameter.detach().cpu().contiguous().reshape(-1)
-        start.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     shaping = {name: value for name, value in asdict(settings).items() if name != "recovery_seconds"}
     return shaping | {
         "checkpoint_steps": list(plan.checkpoint_steps), "betas": list(settings.betas),
         "planned_steps": plan.planned_steps, "pool_rows": len(encoded), "sampled_rows": len(plan.rows),
-        "sampled_data": data.hexdigest()[:16], "first_weights": start.hexdigest()[:16],
+        "sampled_data": rows_digest(encoded, plan.rows), "first_weights": weights_digest(parameters),
     }  # fmt: skip

@@ -10,7 +10,6 @@ A checkpoint without its checkpoint.json, or with another digest, counts as not 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ from pursuit.errors import StoreError
 from pursuit.files import read_json, sha256_file, write_json, write_tensors
 from pursuit.gradients.precondition import AdamState
 from pursuit.trainable import trainable_parameters
+from pursuit.training.folder import KEPT, RECORD, RECOVERY, WEIGHTS, copy_weights, folder_name, has_digests
 
-WEIGHTS, MOMENTS, RECORD, MANIFEST = "weights.safetensors", "moments.safetensors", "checkpoint.json", "warmup.json"
-KEPT, RECOVERY = "checkpoint", "recovery"  # folder names: part of the trajectory, or only to resume from
+MOMENTS, MANIFEST = "moments.safetensors", "warmup.json"
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Trajectory:
 
     def load_into(self, model: nn.Module, t: int) -> None:
         """Copy the trainable weights of checkpoint `t` (0-based) into `model`, in place."""
-        copy_weights(model, self.checkpoints[t])
+        load_weights(model, self.checkpoints[t])
 
     def moments(self, t: int) -> AdamState:
         """Adam's moments at checkpoint `t` (0-based), on the CPU, in the data type they were trained in."""
@@ -129,17 +128,9 @@ class Trajectory:
                 checkpoint.tensors(file)
 
 
-def folder_name(kind: str, step: int) -> str:
-    return f"{kind}-{step:04d}"
-
-
-def copy_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Copy a checkpoint's weights into the model's trainable parameters; StoreError unless names and shapes agree."""
-    stored, parameters = checkpoint.tensors(WEIGHTS), trainable_parameters(model)
-    check_same_parameters(checkpoint.folder / WEIGHTS, parameters, stored)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(stored[name])
+    copy_weights(checkpoint.folder / WEIGHTS, trainable_parameters(model), checkpoint.tensors(WEIGHTS))
 
 
 def read_moments(checkpoint: Checkpoint) -> AdamState:
@@ -147,19 +138,6 @@ def read_moments(checkpoint: Checkpoint) -> AdamState:
     first = {k.removesuffix(".exp_avg"): v for k, v in stored.items() if k.endswith(".exp_avg")}
     second = {k.removesuffix(".exp_avg_sq"): v for k, v in stored.items() if k.endswith(".exp_avg_sq")}
     return AdamState(first, second, checkpoint.step, checkpoint.betas, checkpoint.eps)
-
-
-def check_same_parameters(
-    place: Path, parameters: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]
-) -> None:
-    """StoreError when the stored tensors are not those of these parameters."""
-    here, there = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (parameters, stored))
-    if different := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
-        name = different[0]
-        raise StoreError(
-            f"{place}: made for other parameters than this model trains: {len(different)} differ, such as {name} "
-            f"(stored {there.get(name, 'not at all')}, trained here {here.get(name, 'not at all')})."
-        )
 
 
 def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], moments: AdamState) -> Checkpoint:
@@ -198,10 +176,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
 
 def is_whole(checkpoint: Checkpoint | None) -> bool:
     """Whether both files are there with the digests written."""
-    if checkpoint is None:
-        return False
-    paths = {file: checkpoint.folder / file for file in (WEIGHTS, MOMENTS)}
-    return all(p.exists() and sha256_file(p) == checkpoint.sha256.get(file) for file, p in paths.items())
+    return checkpoint is not None and has_digests(checkpoint.folder, checkpoint.sha256)
 
 
 def find_resume_point(folder: Path, kept_steps: Sequence[int]) -> Checkpoint | None:
@@ -227,10 +202,3 @@ def _read_or_none(folder: Path) -> Checkpoint | None:
         return read_checkpoint(folder)
     except StoreError:
         return None
-
-
-def remove_recovery(folder: Path, *, keep: Path | None = None) -> None:
-    """Delete the checkpoints that were written only to resume from, but for `keep`."""
-    for path in folder.glob(f"{RECOVERY}-*"):
-        if path != keep:
-            shutil.rmtree(path)

@@ -1,0 +1,136 @@
+"""What a fine-tuning leaves: an adapter or a whole model in safetensors, its tokenizer, its log and its record.
+
+    folder/adapter_model.safetensors, adapter_config.json     a LoRA or another adapter, in PEFT's format
+    folder/model.safetensors, config.json, …                  or the whole model
+    folder/tokenizer.json, …                                  where a tokenizer was given
+    folder/log.jsonl                                          loss, learning rate, tokens, seconds: a line a step
+    folder/finetune.json                                      what it was made from; losses and costs; written last
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from pursuit.errors import StoreError
+from pursuit.files import PARTIAL, read_json, write_json
+from pursuit.models import load_model
+from pursuit.run_folder import versions
+
+MANIFEST = "finetune.json"
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished fine-tuning.
+
+    Attributes:
+        folder: where it lies.
+        adapter: whether it is an adapter to be put on the base model; otherwise a whole model.
+        trained_parameters: how many numbers were trained.
+        rows: rows trained on, those of weight 0 not counted.
+        steps: optimizer steps; `epochs` of them over the rows.
+        losses: of each step, before it: mean over the tokens trained on, weighted where the training was.
+        examples, tokens, learnt_tokens: trained on, counted each time; tokens without padding, and those among them
+            that the loss is of.
+        seconds: of training, over all starts, without what a killed start did after its last checkpoint.
+        peak_memory_bytes: allocated by torch on a GPU, of the whole process on a CPU.
+    """
+
+    folder: Path
+    adapter: bool
+    trained_parameters: int
+    rows: int
+    steps: int
+    epochs: float
+    losses: tuple[float, ...]
+    examples: int
+    tokens: int
+    learnt_tokens: int
+    seconds: float
+    peak_memory_bytes: int
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Finetuned:
+        """Read a finished one.
+
+        Raises:
+            StoreError: there is none in the folder, or it is not finished.
+        """
+        folder = Path(folder)
+        record = read_record(folder)
+        if not record.get("finished"):
+            state = "is not finished" if record else f"is none here ({MANIFEST} is missing)"
+            raise StoreError(f"{folder}: the fine-tuning {state}. Start it again; it goes on where it stopped.")
+        result = dict(record["result"])
+        return cls(folder=folder, **{**result, "losses": tuple(result["losses"])})
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the trained weights into `model`, in place; it must be made as the trained one was."""
+        if self.adapter:
+            set_peft_model_state_dict(cast(PeftModel, model), load_file(self.folder / ADAPTER))
+            return
+        first = next(model.parameters())
+        stored = load_model(self.folder, dtype=str(first.dtype).removeprefix("torch."), device=str(first.device))
+        model.load_state_dict(stored.state_dict())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`finetune.json`; empty where there is none."""
+    return read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+
+
+def begin_record(folder: Path, made_from: Mapping[str, Any]) -> None:
+    """Write down what a training is made from before it starts."""
+    write_json(folder / MANIFEST, {"finished": False, "made_from": dict(made_from), "versions": versions()})
+
+
+def finish_record(done: Finetuned) -> None:
+    """Write down that it is finished, and what came out of it."""
+    result = {name: value for name, value in asdict(done).items() if name != "folder"}
+    write_json(done.folder / MANIFEST, {**read_record(done.folder), "finished": True, "result": result})
+
+
+def write_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Save the trained weights as others read them: aside first, then moved file by file."""
+    aside = folder / f"model{PARTIAL}"
+    shutil.rmtree(aside, ignore_errors=True)
+    saved = cast(Any, model)
+    if isinstance(model, PeftModel):
+        saved.save_pretrained(aside, save_embedding_layers=False)  # they are frozen; "auto" would ask the hub
+        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+    else:
+        saved.save_pretrained(aside)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(aside)
+    for path in sorted(aside.iterdir()):
+        with open(path, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(path, folder / path.name)
+    aside.rmdir()
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: torch's on a GPU since `reset_peak`; elsewhere this process's, since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,395 @@
+"""Fine-tuning on chosen rows: equal to a plain loop, complete on disk, the same bits again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pursuit.errors import DataError, ModelError, SettingsError, StoreError
+from pursuit.finetune import FineTune, Finetuned, finetune
+from pursuit.models import Lora, load_model, prepare_trainable, trainable_parameters
+from pursuit.online import BatchSelector, Choice, FullBatch, OptBatch
+from pursuit.selectors import Selection
+from pursuit.training.plan import BatchPlan
+from test_trajectory import Rows
+from tiny import tiny_model, tiny_tokenizer
+
+PLAIN = Lora(rank=4, alpha=16, dropout=0.0)
+
+
+def short(**changes: Any) -> FineTune:
+    return FineTune(**{"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "micro_batch_tokens": 100, **changes})
+
+
+def new_model(trains: str = "lora", kind: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+    model = tiny_model(kind).to(dtype)
+    if trains == "lora":
+        return prepare_trainable(model, lora=PLAIN)
+    return prepare_trainable(model, weights=["*"] if trains == "full" else ["model.layers.1.mlp.*"])
+
+
+def chosen(*indices: int, weights: list[float] | None = None, pool: int = 30) -> Selection:
+    given = np.ones(len(indices)) if weights is None else np.array(weights)
+    return Selection(np.array(indices), given, method="random", num_rows=pool)
+
+
+def plain_loop(model: Any, rows: Rows, recipe: FineTune, indices: list[int], weights: dict[int, float]) -> list[float]:
+    """The training written out: one unpadded row at a time, torch's AdamW, a linear schedule; losses of the steps."""
+    model.train()
+    parameters = list(trainable_parameters(model).values())
+    steps_an_epoch = -(-len(indices) // recipe.batch_size)
+    steps = recipe.max_steps or recipe.epochs * steps_an_epoch
+    ordered = np.array(sorted(indices))
+    plan = BatchPlan(ordered, recipe.batch_size, recipe.seed, last_step=steps, planned_steps=steps, warmup_ratio=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    losses = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * (steps - step) / steps
+        optimizer.zero_grad()
+        batch = [int(row) for row in plan.batch(step)]
+        count = sum(int(rows[row][1][1:].sum()) for row in batch)
+        total = torch.zeros(())
+        for row in batch:
+            tokens, response = rows[row]
+            ids = torch.from_numpy(tokens.astype(np.int64))
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+            learnt = torch.from_numpy(response[1:])
+            total = total + weights[row] * cross_entropy(logits[learnt], ids[1:][learnt], reduction="sum") / count
+        total.backward()
+        losses.append(total.item())
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
+        optimizer.step()
+    return losses
+
+
+def assert_close(first: Any, second: Any) -> None:
+    others = trainable_parameters(second)
+    for name, parameter in trainable_parameters(first).items():
+        assert torch.allclose(parameter, others[name], rtol=1e-3, atol=2e-5), name
+
+
+def saved(folder: Path) -> dict[str, bytes]:
+    """The bytes of the trained weights."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+# --- it trains as a plain loop does
+
+
+@pytest.mark.parametrize("trains", ["lora", "full", "named"])
+def test_weights_and_losses_equal_a_plain_training_loop(trains: str, tmp_path: Path) -> None:
+    rows, recipe = Rows(20), short(warmup_ratio=0.0)
+    model, by_hand = new_model(trains), new_model(trains)
+    done = finetune(model, rows, tmp_path, recipe)
+    losses = plain_loop(by_hand, rows, recipe, list(range(20)), dict.fromkeys(range(20), 1.0))
+    assert np.allclose(done.losses, losses, rtol=1e-4)
+    assert_close(model, by_hand)
+    assert (done.steps, done.epochs, done.examples, done.rows) == (6, 2.0, 40, 20)
+    assert done.tokens == 2 * int(rows.lengths.sum())
+
+
+def test_a_weighted_selection_equals_a_plain_loop(tmp_path: Path) -> None:
+    rows, recipe = Rows(30), short(warmup_ratio=0.0, weighted=True)
+    selection = chosen(17, 3, 8, 25, 11, 29, 0, 14, 5, 21, weights=[4, 1, 0, 0.5, 2, 9, 1, 0.25, 3, 0.1])
+    model, by_hand = new_model(), new_model()
+    finetune(model, rows, tmp_path, recipe, selection=selection)
+    used = {int(i): float(w) for i, w in zip(selection.indices, selection.weights, strict=True) if w > 0}
+    mean = np.mean(list(used.values()))
+    plain_loop(by_hand, rows, recipe, list(used), {row: weight / mean for row, weight in used.items()})
+    assert_close(model, by_hand)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    done = finetune(new_model(), Rows(8), tmp_path, short(epochs=12, schedule="constant"))
+    assert done.losses[-1] < 0.9 * done.losses[0]
+
+
+def test_equal_weights_give_the_bits_of_none(tmp_path: Path) -> None:
+    rows = Rows(20)
+    for name, recipe, weights in (("none", short(), None), ("ones", short(weighted=True), np.ones(20))):
+        finetune(new_model(), rows, tmp_path / name, recipe, weights=weights)
+    assert saved(tmp_path / "none") == saved(tmp_path / "ones")
+
+
+def test_only_which_rows_are_chosen_counts_not_their_order(tmp_path: Path) -> None:
+    rows, few = Rows(30), [4, 9, 2, 27, 16, 11]
+    for name, indices in (("one", few), ("other", few[::-1])):
+        finetune(new_model(), rows, tmp_path / name, short(), selection=chosen(*indices))
+    assert saved(tmp_path / "one") == saved(tmp_path / "other")
+
+
+def test_rows_of_weight_zero_are_as_if_not_chosen(tmp_path: Path) -> None:
+    rows, recipe = Rows(30), short(weighted=True)
+    finetune(new_model(), rows, tmp_path / "with", recipe, selection=chosen(4, 9, 2, 27, weights=[1, 3, 0, 2]))
+    finetune(new_model(), rows, tmp_path / "without", recipe, selection=chosen(4, 9, 27, weights=[1, 3, 2]))
+    assert saved(tmp_path / "with") == saved(tmp_path / "without")
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 9))
+def test_equal_steps_for_any_subset(count: int, batch_size: int, steps: int) -> None:
+    from pursuit.finetune.run import _plan
+
+    plan = _plan(short(max_steps=steps, batch_size=batch_size), np.arange(count))
+    assert (plan.last_step, plan.planned_steps) == (steps, steps)
+    seen = np.concatenate([plan.batch(step) for step in range(steps)])
+    counts = np.bincount(seen, minlength=count)
+    assert counts.max() - counts.min() <= 1  # round and round
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "adagrad", "rmsprop"])
+def test_other_optimizers_train(optimizer: str, tmp_path: Path) -> None:
+    rate = {"sgd": 0.3, "adafactor": 0.03}.get(optimizer, 1e-2)
+    recipe = short(epochs=8, optimizer=optimizer, learning_rate=rate, schedule="cosine")
+    done = finetune(new_model(), Rows(8), tmp_path, recipe)
+    assert done.losses[-1] < done.losses[0]
+
+
+# --- choosing inside training
+
+
+def test_leaving_nothing_out_gives_the_bits_of_training_on_all(tmp_path: Path) -> None:
+    rows = Rows(20)
+    finetune(new_model(), rows, tmp_path / "plain", short())
+    for name, selection in (("full", FullBatch()), ("optbatch", OptBatch(prune=0.0))):
+        finetune(new_model(), rows, tmp_path / name, short(), batch_selection=selection)
+        assert saved(tmp_path / name) == saved(tmp_path / "plain")
+
+
+class EverySecond(BatchSelector):
+    """Keeps every second candidate, and weighs them up or not; notes what it is told."""
+
+    name: ClassVar[str] = "every-second"
+    paper: ClassVar[str] = "a test's"
+    factor: float | None = None
+    told: list[Any] = []  # noqa: RUF012  (pydantic copies it)
+
+    def _drops(self, size: int, rate: float) -> bool:
+        return True
+
+    def _choose(self, model: Any, batch: Any, rate: float, ids: Any) -> Choice:
+        order = np.arange(0, len(batch["input_ids"]), 2)
+        return Choice(order, weights=None if self.factor is None else np.full(len(order), self.factor))
+
+    def observe(self, model: Any) -> None:
+        self.told.append(any(bool(p.grad.any()) for p in trainable_parameters(model).values()))
+
+    def remember(self, ids: np.ndarray, losses: torch.Tensor) -> None:
+        self.told.extend(zip(ids.tolist(), losses.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("factor", [None, 2.0])
+def test_a_step_trains_on_what_is_kept_of_its_candidates(factor: float | None, tmp_path: Path) -> None:
+    """Weighed up, the kept stand for all: their loss is divided by the tokens of all candidates."""
+    rows, recipe = Rows(8, lengths=[4, 39, 7, 12, 30, 5, 21, 16]), short(max_steps=1)
+    selector = EverySecond(factor=factor)
+    done = finetune(new_model(), rows, tmp_path, recipe, batch_selection=selector)
+    candidates = BatchPlan(np.arange(8), 8, 0, last_step=1, planned_steps=1, warmup_ratio=0.0).batch(0)
+    kept = [int(row) for row in candidates[::2]]
+    single = {
+        row: finetune(new_model(), rows, tmp_path / str(row), recipe, selection=chosen(row, pool=8)) for row in kept
+    }
+    tokens = {row: int(rows[row][1][1:].sum()) for row in range(8)}
+    sums = sum(single[row].losses[0] * tokens[row] for row in kept)
+    divided = sum(tokens[row] for row in (kept if factor is None else range(8)))
+    assert done.losses[0] == pytest.approx((factor or 1.0) * sums / divided, rel=1e-5)
+    assert done.examples == 4
+    assert selector.told[-1] is True  # it saw the gradient, after the losses
+    assert dict(selector.told[:-1]) == pytest.approx({row: single[row].losses[0] for row in kept}, rel=1e-5)
+
+
+# --- precision
+
+
+def test_a_bfloat16_model_is_trained_in_float32_and_saved_as_it_came(tmp_path: Path) -> None:
+    model, exact, start = new_model("full", dtype=torch.bfloat16), new_model("full"), new_model("full")
+    recipe = short(learning_rate=1e-4, epochs=4)  # steps far below bfloat16's rounding of the weights
+    assert finetune(model, Rows(16), tmp_path / "low", recipe).losses[-1] > 0
+    finetune(exact, Rows(16), tmp_path / "exact", recipe)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    stored = load_model(tmp_path / "low", dtype="bfloat16", device="cpu")
+    assert all(torch.equal(p, q) for p, q in zip(stored.parameters(), model.parameters(), strict=True))
+    moved, wanted = (
+        torch.cat([(p.float() - q).detach().flatten() for p, q in zip(m.parameters(), start.parameters(), strict=True)])
+        for m in (model, exact)
+    )
+    assert float(torch.corrcoef(torch.stack([moved, wanted]))[0, 1]) > 0.2  # the way is the same, but for the rounding
+
+
+def test_bfloat16_arithmetic_stays_near_float32(tmp_path: Path) -> None:
+    rows = Rows(16)
+    low = finetune(new_model(), rows, tmp_path / "low", short(precision="bfloat16"))
+    exact = finetune(new_model(), rows, tmp_path / "exact", short())
+    assert low.losses != exact.losses
+    assert np.allclose(low.losses, exact.losses, rtol=0.02)
+
+
+def test_precisions_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="float16 needs loss scaling"):
+        finetune(new_model(dtype=torch.float16), Rows(8), tmp_path, short())
+    with pytest.raises(SettingsError, match="load it in float32"):
+        finetune(new_model(dtype=torch.bfloat16), Rows(8), tmp_path, short(precision="float32"))
+
+
+# --- what it leaves
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finetune") / "adapter"
+    finetune(new_model(), Rows(20), folder, short(), tokenizer=tiny_tokenizer(), made_with={"model": "tiny"})
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def test_an_adapter_is_left_that_peft_and_pursuit_load(copied: Path) -> None:
+    trained = new_model()
+    done = finetune(trained, Rows(20), copied, short(), made_with={"model": "tiny"})  # loaded, not trained
+    by_peft = PeftModel.from_pretrained(tiny_model("llama"), str(copied))
+    ids = torch.arange(5, 25)[None]
+    for other in (by_peft, prepare_trainable(tiny_model("llama"), adapter=copied)):
+        assert torch.equal(other(input_ids=ids).logits, trained(input_ids=ids).logits)
+    assert not torch.equal(tiny_model("llama")(input_ids=ids).logits, trained(input_ids=ids).logits)
+    assert done.adapter
+    assert AutoTokenizer.from_pretrained(copied)("a question") == tiny_tokenizer()("a question")
+
+
+def test_a_whole_model_is_left_that_transformers_loads(tmp_path: Path) -> None:
+    model = new_model("full")
+    done = finetune(model, Rows(20), tmp_path, short(), tokenizer=tiny_tokenizer())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), model.parameters(), strict=True))
+    assert not done.adapter
+    fresh = new_model("full")
+    Finetuned.load(tmp_path).load_into(fresh)
+    assert all(torch.equal(p, q) for p, q in zip(fresh.parameters(), model.parameters(), strict=True))
+
+
+def test_the_record_and_the_log_say_what_happened(finished: Path) -> None:
+    record = json.loads((finished / "finetune.json").read_text())
+    assert record["made_from"]["learning_rate"] == 1e-2
+    assert record["made_from"]["model"] == "tiny"
+    assert "torch" in record["versions"]
+    done = Finetuned.load(finished)
+    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert tuple(line["loss"] for line in lines) == done.losses
+    assert lines[-1]["tokens"] == done.tokens
+    assert lines[0]["learning_rate"] == 0.0  # rising over the first of six steps
+    assert lines[-1]["epoch"] == 2.0
+    assert done.seconds > 0
+    assert done.peak_memory_bytes > 1e7
+
+
+def test_no_pickle_and_no_remains(finished: Path) -> None:
+    names = sorted(path.relative_to(finished).as_posix() for path in finished.rglob("*"))
+    assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".jsonl", ".jinja"}
+    assert not [name for name in names if "recovery" in name or "partial" in name]
+
+
+def test_a_finished_one_is_not_trained_again(copied: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.iterdir()}
+    finetune(new_model(), Rows(20), copied, short(recovery_seconds=0.0), made_with={"model": "tiny"})
+    assert {path: path.stat().st_mtime_ns for path in copied.iterdir()} == before
+
+
+def test_a_folder_of_another_training_is_refused_naming_what_differs(copied: Path) -> None:
+    with pytest.raises(StoreError, match=r"begun with learning_rate = 0\.01, not 0\.02"):
+        finetune(new_model(), Rows(20), copied, short(learning_rate=0.02), made_with={"model": "tiny"})
+    with pytest.raises(StoreError, match="begun with data ="):
+        finetune(new_model(), Rows(20, seed=1), copied, short(), made_with={"model": "tiny"})
+    with pytest.raises(StoreError, match="begun with model = 'tiny', not 'other'"):
+        finetune(new_model(), Rows(20), copied, short(), made_with={"model": "other"})
+    other = prepare_trainable(tiny_model("llama"), lora=PLAIN, seed=5)
+    with pytest.raises(StoreError, match="begun with first_weights"):
+        finetune(other, Rows(20), copied, short(), made_with={"model": "tiny"})
+
+
+def test_what_is_not_there_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="none here"):
+        Finetuned.load(tmp_path)
+
+
+# --- what goes wrong is said
+
+
+def test_weights_that_cannot_be_used_are_errors(tmp_path: Path) -> None:
+    rows, weighted = Rows(20), short(weighted=True)
+    with pytest.raises(DataError, match="row 7 has the weight -1"):
+        finetune(new_model(), rows, tmp_path, weighted, weights=[1.0] * 7 + [-1.0] + [1.0] * 12)
+    with pytest.raises(DataError, match="row 0 has the weight nan"):
+        finetune(new_model(), rows, tmp_path, weighted, weights=[float("nan")] * 20)
+    with pytest.raises(DataError, match="3 weights are given for 20 rows"):
+        finetune(new_model(), rows, tmp_path, weighted, weights=[1.0] * 3)
+    with pytest.raises(SettingsError, match="there are no weights"):
+        finetune(new_model(), rows, tmp_path, weighted)
+    with pytest.raises(SettingsError, match="set weighted=True"):
+        finetune(new_model(), rows, tmp_path, short(), weights=[1.0] * 20)
+    with pytest.raises(DataError, match="from 30 rows, but these are 20"):
+        finetune(new_model(), rows, tmp_path, short(), selection=chosen(1, 2))
+    assert not list(tmp_path.iterdir())  # nothing begun
+
+
+def test_nothing_to_train_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no rows"):
+        finetune(new_model(), Rows(0), tmp_path, short())
+    with pytest.raises(ModelError, match="no trainable parameter"):
+        finetune(tiny_model("llama").requires_grad_(False), Rows(8), tmp_path, short())
+
+
+def test_optimizers_that_cannot_be_used_are_settings_errors(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"'adamw' is not known; use one of adamw_torch, "):
+        finetune(new_model(), Rows(8), tmp_path, short(optimizer="adamw"))
+    with pytest.raises(SettingsError, match="'lomo' needs a training loop of its own"):
+        finetune(new_model(), Rows(8), tmp_path, short(optimizer="lomo"))
+    with pytest.raises(SettingsError, match="'galore_adamw' cannot be used here"):
+        finetune(new_model(), Rows(8), tmp_path, short(optimizer="galore_adamw"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0), ("max_steps", 0), ("batch_size", 0), ("micro_batch_tokens", 0), ("learning_rate", 0.0),
+        ("schedule", "cubic"), ("warmup_ratio", 1.0), ("weight_decay", -1.0), ("betas", (0.9, 1.0)), ("eps", 0.0),
+        ("max_grad_norm", -1.0), ("precision", "float8"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_named_with_its_value(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=f"fine-tuning {name} = .*must be"):
+        replace(short(), **{name: value})
+
+
+def test_a_loss_that_is_not_a_number_stops_with_its_step(tmp_path: Path) -> None:
+    model = new_model()
+    with torch.no_grad():
+        model.get_submodule("base_model.model.lm_head").weight[5] = float("nan")
+    with pytest.raises(ModelError, match=r"fine-tuning step 1: the loss \(nan\)"):
+        finetune(model, Rows(20), tmp_path, short())
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_path: Path) -> None:
+    def limited(_module: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        if arguments[0].numel() > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    tight, free = new_model(), new_model()
+    tight.get_submodule("base_model.model.model.embed_tokens").register_forward_pre_hook(limited)
+    first = finetune(tight, Rows(20), tmp_path / "tight", short())
+    second = finetune(free, Rows(20), tmp_path / "free", short())
+    assert np.allclose(first.losses, second.losses, rtol=1e-4)
+    assert first.tokens == second.tokens
