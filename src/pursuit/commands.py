@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +14,11 @@ from rich.text import Text
 from pursuit.errors import DataError, SettingsError
 from pursuit.export import Result, publish
 from pursuit.features import Features
+from pursuit.jobs import Share, extract_share
 from pursuit.pool import Pool, check_subset_path
 from pursuit.run import Run
 from pursuit.selectors import check_budget, describe, method, parse_budget
+from pursuit.status import status, table
 from pursuit.trainer_export import export_selection, export_subset
 from pursuit.trainer_formats import TrainerFormat
 
@@ -24,13 +26,16 @@ output = Console()
 
 
 def select_from_run(
-    folder: Path, settings: Mapping[str, Any], name: str, budget: str, parameters: Mapping[str, Any], out: Path | None
-) -> None:
+    folder: Path, settings: Mapping[str, Any], name: str, budget: str, parameters: Mapping[str, Any], out: Path | None,
+    *, drop_sources: Sequence[str] = (), drop_leaks: bool = False,
+) -> None:  # fmt: skip
     """`pursuit select --run`."""
     method(name, **parameters)  # a wrong name or parameter is found before a run folder is made
     check_budget(budget)
-    seed = settings.get("seed")
-    show(Run(folder, **settings).select(name, budget, seed=seed, out=out, **parameters))
+    run = Run(folder, **settings)
+    show(run.select(
+        name, budget, seed=settings.get("seed"), out=out, drop_sources=drop_sources, drop_leaks=drop_leaks, **parameters
+    ))  # fmt: skip
 
 
 def select_from_arrays(
@@ -93,19 +98,31 @@ def export_for_trainer(
         output.print(Text(note), soft_wrap=True)
 
 
-def stage(name: str, folder: Path, settings: Mapping[str, Any]) -> None:
-    """`pursuit warmup` and `pursuit extract`."""
-    run = Run(folder, **settings)
-    if name == "warmup":
-        trajectory = run.warmup()
-        for point, weight in zip(trajectory.checkpoints, trajectory.weights(), strict=True):
-            output.print(f"step {point.step}: loss {point.loss:.3f}, weight {weight:.3f}, {point.folder}")
+def warm_up(folder: Path, settings: Mapping[str, Any]) -> None:
+    """`pursuit warmup`."""
+    trajectory = Run(folder, **settings).warmup()
+    for point, weight in zip(trajectory.checkpoints, trajectory.weights(), strict=True):
+        output.print(f"step {point.step}: loss {point.loss:.3f}, weight {weight:.3f}, {point.folder}")
+
+
+def extract_features(folder: Path, settings: Mapping[str, Any], append: list[str] | None, shard: str | None) -> None:
+    """`pursuit extract`."""
+    if shard is not None:
+        if append:
+            raise SettingsError("--shard and --append: append first (`pursuit extract --append …`), or as one job.")
+        share = Share.parse(shard)
+        missing = extract_share(folder, share, changes=settings)
+        left = f"{missing:,} shards of other jobs are missing" if missing else "all shards are there"
+        output.print(f"job {share} is done; {left} in {folder}")
         return
-    features = run.extract()
-    output.print(
-        f"{features.num_rows:,} rows × {features.num_checkpoints} checkpoints × {features.dimension:,} numbers "
-        f"in {run.folder.features}"
-    )
+    features = Run(folder, **settings).extract(append=append or None)
+    shape = f"{features.num_rows:,} rows × {features.num_checkpoints} checkpoints × {features.dimension:,} numbers"
+    output.print(f"{shape} in {folder}")
+
+
+def print_status(folder: Path, of: int | None, verify: bool) -> None:
+    """`pursuit status`."""
+    output.print(table(status(folder, of=of, verify=verify)))
 
 
 def show(result: Result) -> None:

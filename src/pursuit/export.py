@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Result:
         table: Parquet, one row a chosen row: index, rank, weight, cluster, score, loss, gradient_norm, source, …
         report: the HTML page.
         summary: the report's overview, to print with rich.
+        cost: seconds of selecting and of training, as far as they are known.
     """
 
     selection: Selection
@@ -36,6 +38,7 @@ class Result:
     table: Path
     report: Path
     summary: RenderableType
+    cost: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def publish(
@@ -60,7 +63,7 @@ def publish(
     data = report_data(selection, features, chosen, render=render, **about)
     report = beside(subset, "report.html")
     write_report(data, report)
-    return Result(selection, subset, table, report, terminal_summary(data))
+    return Result(selection, subset, table, report, terminal_summary(data), about.get("cost", {}))
 
 
 def beside(subset: Path, ending: str) -> Path:
@@ -72,16 +75,19 @@ def chosen_table(selection: Selection, features: Features) -> pa.Table:
     """One row a chosen row, in order of choice.
 
     Columns: index (row of the features), rank (from 1), weight, cluster (-1 without), score (NaN without), loss and
-    gradient_norm at the last checkpoint (NaN unknown), and what the pool says of the row: source, path, line, lengths.
+    gradient_norm at the last checkpoint (NaN unknown), target (the set it was chosen for, with several), and what the pool says of the row: source, path, line, lengths.
     """
     k, indices = len(selection), selection.indices
     about = features.rows.take(pa.array(indices))
-    columns = {
+    columns: dict[str, Any] = {
         "index": indices, "rank": np.arange(1, k + 1), "weight": selection.weights,
         "cluster": selection.clusters if selection.clusters is not None else np.full(k, -1),
         "score": selection.scores if selection.scores is not None else np.full(k, np.nan),
         "loss": features.losses[-1][indices], "gradient_norm": features.gradient_norms[-1][indices],
     }  # fmt: skip
+    if "target" in selection.columns:
+        names = [entry["target"] for entry in selection.diagnostics["targets"]]
+        columns["target"] = [names[number] for number in selection.columns["target"]]
     columns |= {name: about[name] for name in about.column_names if name not in columns and not name.endswith("_hash")}
     return pa.table(columns)
 

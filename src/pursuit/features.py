@@ -15,10 +15,11 @@ is found out.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,20 +28,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pursuit.engine import LOCAL, Engine
 from pursuit.errors import StoreError
+from pursuit.feature_rows import Average, RowMatrix, Sharded
 from pursuit.files import read_json, tensor_metadata, write_tensors
+from pursuit.mirror import mirror_of
 
-Rows = slice | NDArray[np.int64]
 COLUMNS = ("features", "gradient_norms", "losses", "norms")
-
-
-class RowMatrix(Protocol):
-    """A matrix read by rows: a NumPy array, or a view of one that need not fit in memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, rows: Any, /) -> NDArray[Any]: ...
 
 
 class Features:
@@ -49,17 +43,22 @@ class Features:
     Attributes:
         weights: (T,) float64, the checkpoints' learning-rate weights, summing to 1.
         gradient_norms, losses: (T, N) float32; NaN where unknown.
+        norms: (T, N) float32, what the projected rows were divided by to become unit rows; NaN where unknown.
         rows: N rows about the examples, with at least the column `source`.
+        engine: where passes over the rows run; this process unless `on` says otherwise.
     """
+
+    engine: Engine = LOCAL
 
     def __init__(
         self, checkpoints: Sequence[RowMatrix], weights: NDArray[np.float64], rows: pa.Table,
-        gradient_norms: NDArray[np.float32], losses: NDArray[np.float32],
+        gradient_norms: NDArray[np.float32], losses: NDArray[np.float32], norms: NDArray[np.float32] | None = None,
     ) -> None:  # fmt: skip
         self._checkpoints = list(checkpoints)
         self.weights = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self.rows = rows
         self.gradient_norms, self.losses = gradient_norms, losses
+        self.norms = np.full(losses.shape, np.nan, dtype=np.float32) if norms is None else norms
 
     @property
     def num_rows(self) -> int:
@@ -82,7 +81,15 @@ class Features:
 
     def average(self) -> RowMatrix:
         """(N, d) Σ_t w_t · unit row: TAGCOS' feature (arXiv 2407.15235, section 3), not scaled again."""
-        return self._checkpoints[0] if self.num_checkpoints == 1 else _Average(self._checkpoints, self.weights)
+        if self.num_checkpoints == 1:
+            return self._checkpoints[0]
+        return self.engine.spread(Average(self._checkpoints, self.weights))
+
+    def on(self, engine: Engine) -> Features:
+        """The same features, with passes over the rows on an engine's workers. Nothing else about them differs."""
+        there = copy.copy(self)
+        there.engine, there._checkpoints = engine, [engine.spread(matrix) for matrix in self._checkpoints]
+        return there
 
     @classmethod
     def from_array(
@@ -124,64 +131,15 @@ class Features:
         names = ["pool"] * n if sources is None else list(sources)
         rows = pa.table({"index": np.arange(n), "source": pa.array(names, pa.string())})
         unknown = np.full((t, n), np.nan, dtype=np.float32)
-        return cls(checkpoints, np.ones(t) if weights is None else np.asarray(weights), rows, norms, unknown)
-
+        divided_by = norms if normalise else np.ones_like(norms)
+        shares = np.ones(t) if weights is None else np.asarray(weights)
+        return cls(checkpoints, shares, rows, norms, unknown, divided_by)
 
     @classmethod
     def without_gradients(cls, rows: pa.Table) -> Features:
         """Rows alone, (N, 0): for methods that look only at the rows."""
         unknown = np.full((1, rows.num_rows), np.nan, dtype=np.float32)
         return cls([np.empty((rows.num_rows, 0), np.float32)], np.ones(1), rows, unknown, unknown)
-
-
-class _Average:
-    """Σ_t w_t · checkpoint_t, computed for the rows that are asked for."""
-
-    def __init__(self, checkpoints: Sequence[RowMatrix], weights: NDArray[np.float64]) -> None:
-        self.checkpoints, self.weights = checkpoints, weights.astype(np.float32)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.checkpoints[0].shape
-
-    def __getitem__(self, rows: Rows) -> NDArray[np.float32]:
-        total = self.checkpoints[0][rows] * self.weights[0]
-        for matrix, weight in zip(self.checkpoints[1:], self.weights[1:], strict=True):
-            total += matrix[rows] * weight
-        return total
-
-
-class _Sharded:
-    """(N, d) float32 rows, read from memory-mapped shards of equal height (the last may be lower)."""
-
-    def __init__(self, shards: Sequence[Tensor], shard_rows: int) -> None:
-        self.shards, self.shard_rows = shards, shard_rows
-        self.shape: tuple[int, ...] = (sum(len(shard) for shard in shards), shards[0].shape[1])
-
-    def __getitem__(self, rows: Rows) -> NDArray[np.float32]:
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(self.shape[0])
-            if step != 1:
-                return self[np.arange(start, stop, step)]
-            parts = [
-                shard[max(start - base, 0) : stop - base]
-                for shard, base in self._with_base(start, stop)
-            ]  # fmt: skip
-            return torch.cat(parts).float().numpy() if parts else np.empty((0, self.shape[1]), np.float32)
-        rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + self.shape[0], rows)
-        found = np.empty((len(rows), self.shape[1]), dtype=np.float32)
-        owner = rows // self.shard_rows
-        for number in np.unique(owner):
-            mine = np.flatnonzero(owner == number)
-            found[mine] = self.shards[number][torch.from_numpy(rows[mine] - number * self.shard_rows)].float().numpy()
-        return found
-
-    def _with_base(self, start: int, stop: int) -> Iterable[tuple[Tensor, int]]:
-        if start >= stop:
-            return
-        for number in range(start // self.shard_rows, -(-stop // self.shard_rows)):
-            yield self.shards[number], number * self.shard_rows
 
 
 class FeatureStore:
@@ -193,6 +151,7 @@ class FeatureStore:
         self.num_rows: int = self.manifest["num_rows"]
         self.num_checkpoints: int = len(self.manifest["weights"])
         self.shard_rows: int = self.manifest["shard_rows"]
+        self.mirror = mirror_of(folder)
         self._whole = False
 
     @property
@@ -208,16 +167,47 @@ class FeatureStore:
         """The pool rows of a shard."""
         return range(shard * self.shard_rows, min(self.num_rows, (shard + 1) * self.shard_rows))
 
-    def missing(self) -> list[tuple[int, int]]:
-        """(checkpoint, shard) pairs that are absent or damaged; every shard is read and its digest compared."""
+    def write(self, checkpoint: int, shard: int, tensors: dict[str, Tensor]) -> None:
+        """Write one shard, and copy it to the mirror if there is one."""
+        path = self.shard_path(checkpoint, shard)
+        write_shard(path, tensors, self.manifest["provenance_digest"])
+        if self.mirror is not None:
+            self.mirror.push(path, self._name(path))
+
+    def missing(self, shards: Iterable[int] | None = None) -> list[tuple[int, int]]:
+        """(checkpoint, shard) pairs that are absent or damaged; every shard is read and its digest compared.
+
+        Args:
+            shards: look only at these shards; at all without.
+        """
+        wanted = range(self.num_shards) if shards is None else sorted(set(shards))
         found = [
             (checkpoint, shard)
             for checkpoint in range(self.num_checkpoints)
-            for shard in range(self.num_shards)
-            if not shard_is_whole(self.shard_path(checkpoint, shard), self.manifest["provenance_digest"])
+            for shard in wanted
+            if not self._stands(checkpoint, shard)
         ]
-        self._whole = not found
+        self._whole = shards is None and not found
         return found
+
+    def absent(self) -> list[tuple[int, int]]:
+        """(checkpoint, shard) pairs of which no file is there, here or on the mirror; nothing is read."""
+        there = set() if self.mirror is None else self.mirror.names
+        pairs = [(checkpoint, shard) for checkpoint in range(self.num_checkpoints) for shard in range(self.num_shards)]
+        paths = [self.shard_path(*pair) for pair in pairs]
+        return [
+            pair for pair, path in zip(pairs, paths, strict=True)
+            if not path.exists() and self._name(path) not in there
+        ]  # fmt: skip
+
+    def _stands(self, checkpoint: int, shard: int) -> bool:
+        path, digest = self.shard_path(checkpoint, shard), self.manifest["provenance_digest"]
+        if shard_is_whole(path, digest):
+            return True
+        return self.mirror is not None and self.mirror.pull(self._name(path), path) and shard_is_whole(path, digest)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
     def features(self, rows: pa.Table) -> Features:
         """Open the whole store for reading; nothing is copied into memory but norms and losses.
@@ -231,17 +221,21 @@ class FeatureStore:
                 f"{self.shard_path(checkpoint, shard)}: missing or damaged ({len(missing)} such shards). "
                 "Start the extraction again: it makes only these."
             )
-        opened = [
-            [_open_shard(self.shard_path(checkpoint, shard)) for shard in range(self.num_shards)]
+        paths = [
+            [self.shard_path(checkpoint, shard) for shard in range(self.num_shards)]
             for checkpoint in range(self.num_checkpoints)
         ]
+        opened = [[_open_shard(path) for path in of_checkpoint] for of_checkpoint in paths]
 
         def column(name: str) -> NDArray[np.float32]:
             return np.stack([torch.cat([shard[name] for shard in shards]).numpy() for shards in opened])
 
-        matrices = [_Sharded([shard["features"] for shard in shards], self.shard_rows) for shards in opened]
+        matrices = [
+            Sharded([shard["features"] for shard in shards], self.shard_rows, files)
+            for shards, files in zip(opened, paths, strict=True)
+        ]
         weights = np.asarray(self.manifest["weights"], dtype=np.float64)
-        return Features(matrices, weights, rows, column("gradient_norms"), column("losses"))
+        return Features(matrices, weights, rows, column("gradient_norms"), column("losses"), column("norms"))
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], provenance_digest: str) -> None:

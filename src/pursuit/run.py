@@ -9,7 +9,8 @@ Every stage is skipped when its result already stands in the folder, and goes on
 from __future__ import annotations
 
 import glob
-from dataclasses import replace
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,21 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pursuit.encoding import EncodedPool, Encoder, duplicate_groups, encode_pool, render_tokens
-from pursuit.errors import RunError, SelectionError, SettingsError, StoreError
+from pursuit.encoding import Encoder, duplicate_groups, render_tokens
+from pursuit.engine import Engine, engine_for
+from pursuit.engine.extraction import fill_on
+from pursuit.errors import RunError, SelectionError, SettingsError
 from pursuit.export import Result, publish
-from pursuit.features import Features, FeatureStore
-from pursuit.files import fingerprint, read_json, write_json
-from pursuit.gradients.extract import extract, finished_store
-from pursuit.models import load_model, load_tokenizer, model_fingerprint, settled_dtype
+from pursuit.features import Features
+from pursuit.files import fingerprint
+from pursuit.jobs import OnDevices
+from pursuit.models import settled_dtype
+from pursuit.narrowing import kept_rows, narrowed, widened
 from pursuit.pool import Pool, check_subset_path
-from pursuit.recipes import Recipe
 from pursuit.run_folder import RunFolder
 from pursuit.selectors import Selection, Selector, check_budget, method, parse_budget
 from pursuit.settings import Settings
-from pursuit.trainable import prepare_trainable
-from pursuit.warmup import warm_up
+from pursuit.stages import Fill, Rows, Stages
 from pursuit.warmup.plan import Plan
 from pursuit.warmup.trajectory import Trajectory
 
@@ -52,25 +54,46 @@ class Run:
 
     def __init__(self, folder: str | Path, **settings: Any) -> None:
         self.folder = RunFolder(folder)
-        self.settings: Settings = self.folder.resolve(_plain(settings))
-        self._settle_dtype()
-        self.pool = self._pool(self.settings.pool)
-        self._encoded: EncodedPool | None = None
+        self.settings: Settings = _settled(self.folder.resolve(_plain(settings)))
+        self.stages = Stages(self.folder, self.settings, self._fill())
+        self.pool = self.stages.pool
 
-    def encode(self) -> EncodedPool:
+    @cached_property
+    def engine(self) -> Engine:
+        """Where work runs: this process, or Ray's workers, which are started when first asked for."""
+        s = self.settings
+        return engine_for(
+            s.engine, address=s.ray_address, workers=s.workers, device=s.device, folder=self.folder.path.absolute()
+        )
+
+    def _fill(self) -> Fill | None:
+        """How stores are filled; None for this process alone."""
+        s = self.settings
+        if s.engine != "local":
+            return lambda *what: fill_on(self.engine, self.folder, s)(*what)
+        return OnDevices(self.folder, s) if len(s.devices) > 1 else None
+
+    def encode(self) -> Rows:
         """Tokens and response masks of every usable row."""
         with self.folder.locked():
-            return self._encode()
+            return self.stages.encode()
 
     def warmup(self) -> Trajectory:
         """The warm-up run; also encodes."""
         with self.folder.locked():
-            return self._warmup()
+            return self.stages.warmup()
 
-    def extract(self) -> Features:
-        """Gradient features of the pool at every checkpoint; also encodes and warms up."""
+    def extract(self, *, append: str | Path | Sequence[str | Path] | None = None) -> Features:
+        """Gradient features of the pool at every checkpoint; also encodes and warms up.
+
+        Args:
+            append: more files, whose rows join the run for good: only their gradients are computed, at the checkpoints
+                that the run has.
+        """
         with self.folder.locked():
-            return self._extract()
+            if append is not None:
+                self._append(_paths(append))
+            return self.stages.features()
 
     def target_features(self) -> Features:
         """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2), same projection.
@@ -79,11 +102,22 @@ class Run:
             SelectionError: the run has no target.
         """
         with self.folder.locked():
-            return self._target_features()
+            return self.stages.target_features()
+
+    def _append(self, paths: list[str]) -> None:
+        s = self.settings
+        more = Pool(paths, fields=s.fields, on_bad_row=s.on_bad_row, source_field=s.source_field)
+        self.stages.warmup()  # on the rows that the run began with, whatever joins them
+        twice = {source.path for source in self.pool.sources} & {source.path for source in more.sources}
+        if twice and not any(part.paths == paths for part in self.folder.parts(s.pool)[1:]):
+            raise RunError(f"{', '.join(sorted(twice))}: already in this run. Append only files that are new.")
+        self.folder.append(paths)
+        self.stages = Stages(self.folder, s, self._fill())
+        self.pool = self.stages.pool
 
     def select(
         self, selector: Selector | str = "tagcos", budget: str | int | float = "5%", *, seed: int | None = None,
-        out: str | Path | None = None, **parameters: Any,
+        out: str | Path | None = None, drop_sources: Sequence[str] = (), drop_leaks: bool = False, **parameters: Any,
     ) -> Result:  # fmt: skip
         """Choose a subset, doing first whatever it needs that is not there yet.
 
@@ -92,6 +126,9 @@ class Run:
             budget: "5%", 0.05 (a share), or 500 (rows).
             seed: of the selection; the run's without.
             out: file for the chosen rows, byte for byte as in the pool; the run's own folder without.
+            drop_sources: sources of the pool to leave out, as if they were not there; a share is of the rest.
+            drop_leaks: leave out rows that stand in the target, with their text or their prompt. Otherwise they are
+                only told of.
 
         Returns:
             The selection and the paths of the subset, its sidecar table and the report.
@@ -109,23 +146,30 @@ class Run:
         subset = None if out is None else check_subset_path(out)
         seed = self.settings.seed if seed is None else seed
         with self.folder.locked():
-            encoded = self._encode()
-            count = parse_budget(budget, len(encoded))
-            features = self._extract() if chosen.needs_features else Features.without_gradients(encoded.rows)
+            encoded = self.stages.encode()
+            target_rows = self.stages.encode_target()[0].rows if self.settings.target else None
+            keep, notes = kept_rows(encoded.rows, target_rows, drop_sources=drop_sources, drop_leaks=drop_leaks)
+            for note in notes:
+                warnings.warn(note, stacklevel=2)
+            count = parse_budget(budget, int(keep.sum()))
+            features = self.stages.features() if chosen.needs_features else Features.without_gradients(encoded.rows)
             wanted = chosen.needs_target or (chosen.uses_target and self.settings.target)
-            target = self._target_features() if wanted else None
+            target = self.stages.target_features() if wanted else None
             with self.folder.timed(f"select {chosen.name}"):
-                selection = chosen.select(features, count, target=target, seed=seed)
-            return self._publish(chosen, selection, features, encoded, subset, seed)
+                rows = narrowed(features, keep)
+                rows = rows.on(self.engine) if self.settings.engine != "local" and chosen.needs_features else rows
+                selection = widened(chosen.select(rows, count, target=target, seed=seed), keep)
+            left_out = {"drop_sources": list(drop_sources), "drop_leaks": drop_leaks}
+            return self._publish(chosen, selection, features, encoded, subset, {"seed": seed, **left_out}, notes)
 
     def _publish(
-        self, selector: Selector, selection: Selection, features: Features, encoded: EncodedPool, out: Path | None,
-        seed: int,
+        self, selector: Selector, selection: Selection, features: Features, encoded: Rows, out: Path | None,
+        how: Mapping[str, Any], notes: list[str],
     ) -> Result:  # fmt: skip
-        key = fingerprint([dict(selection.parameters), seed, self.settings.target, selection.indices.tolist()])[:8]
+        job = {"method": selection.method, "parameters": dict(selection.parameters), **how}
+        key = fingerprint([job, self.settings.target, selection.indices.tolist()])[:8]
         folder = self.folder.selections / f"{selection.method}-{len(selection)}-{key}"
         selection.save(folder)
-        job = {"method": selection.method, "parameters": dict(selection.parameters), "seed": seed}
         return publish(
             selection, features, self.pool, out or folder / "subset.jsonl",
             settings={"selection": job, **self.settings.model_dump(mode="json")}, model=self.model_name,
@@ -133,10 +177,10 @@ class Run:
             timings=[(stage, seconds, "") for stage, seconds in self.folder.timings().items()],
             cost=self._cost(selector, selection, encoded), refused_total=len(encoded.refused),
             duplicates_in_pool=sum(len(group) - 1 for group in duplicate_groups(encoded.rows)),
-            refused=[(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]],
+            refused=[(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]], warnings=notes,
         )  # fmt: skip
 
-    def _cost(self, selector: Selector, selection: Selection, encoded: EncodedPool) -> dict[str, float | None]:
+    def _cost(self, selector: Selector, selection: Selection, encoded: Rows) -> dict[str, float | None]:
         """Seconds of the stages that the method needs, and of training for the warm-up's epochs at its pace."""
         seconds = self.folder.timings()
         stages = ["encode", f"select {selector.name}"]
@@ -153,104 +197,33 @@ class Run:
         cost["subset_training_seconds"] = pace * int(encoded.lengths[selection.indices].sum())
         return cost
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        s = self.settings
-        return load_tokenizer(self.model_name, trust_remote_code=s.trust_remote_code, revision=s.revision)
+        return self.stages.tokenizer
 
-    @cached_property
+    @property
     def encoder(self) -> Encoder:
         """Turns rows into tokens and response masks as this run does."""
-        s = self.settings
-        return Encoder(self.tokenizer, max_length=s.max_length, chat_template=s.chat_template, train_on=s.train_on)
+        return self.stages.encoder
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
         """The model with its trainable parameters, loaded when first needed."""
-        s = self.settings
-        loaded = load_model(
-            self.model_name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code,
-            revision=s.revision, attention=s.attention,
-        )  # fmt: skip
-        return prepare_trainable(
-            loaded, lora=s.lora_recipe(), adapter=s.adapter, weights=s.weights, seed=s.warmup.seed or 0
-        )
+        return self.stages.model
 
     @property
     def model_name(self) -> str:
         """Id or path of the model."""
-        if not self.settings.model:
-            raise RunError(f"{self.folder.path}: no model is set (--model).")
-        return self.settings.model
+        return self.stages.model_name
 
-    def _settle_dtype(self) -> None:
-        """One precision for the whole run: going on with it on another device must not mix two in one store."""
-        s = self.settings
-        settled = settled_dtype(
-            self.model_name, s.dtype, s.device, trust_remote_code=s.trust_remote_code, revision=s.revision
-        )
-        self.settings = s.model_copy(update={"dtype": settled})
 
-    def _pool(self, paths: list[str]) -> Pool:
-        s = self.settings
-        return Pool(paths, fields=s.fields, on_bad_row=s.on_bad_row, source_field=s.source_field)
-
-    def _encode(self) -> EncodedPool:
-        if self._encoded is None:
-            with self.folder.timed("encode"):
-                self._encoded = encode_pool(self.pool, self.encoder, self.folder.encoded)
-            self.folder.begin(self.settings)
-        return self._encoded
-
-    def _warmup(self) -> Trajectory:
-        """The finished trajectory, for which no model is needed, or the warm-up that makes it."""
-        encoded, manifest = self._encode(), self.folder.warmup / "model.json"
-        model = {"model": self._model_digest, "data": encoded.manifest["settings"]}
-        if manifest.exists() and read_json(manifest) != model:
-            raise RunError(
-                f"{self.folder.path}: the model or the pool's files have changed since the warm-up was made. "
-                "Choose another run folder, or put them back."
-            )
-        write_json(manifest, model)
-        try:
-            return Trajectory(self.folder.warmup)
-        except StoreError:
-            with self.folder.timed("warm-up"):
-                return warm_up(self.model, encoded, self.folder.warmup, self.settings.warmup_recipe())
-
-    def _extract(self) -> Features:
-        encoded, trajectory = self._encode(), self._warmup()
-        with self.folder.timed("features"):
-            store = self._fill(self.folder.features, encoded, trajectory, self.settings.feature_recipe(), "gradients")
-            return store.features(encoded.rows)
-
-    def _target_features(self) -> Features:
-        if not self.settings.target:
-            raise SelectionError("no target is set (--target FILE).")
-        pool, trajectory = self._pool(self.settings.target), self._warmup()
-        folder = self.folder.targets / fingerprint([pool.fingerprint(), self.encoder.settings()])
-        with self.folder.timed("target"):
-            encoded = encode_pool(pool, self.encoder, folder / "encoded")
-            recipe = replace(self.settings.feature_recipe(), preconditioner="sgd")
-            store = self._fill(folder / "features", encoded, trajectory, recipe, "target gradients")
-            return store.features(encoded.rows)
-
-    def _fill(
-        self, folder: Path, encoded: EncodedPool, trajectory: Trajectory, recipe: Recipe, describe: str
-    ) -> FeatureStore:
-        provenance = {
-            "model": self._model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
-            "trajectory": [dict(checkpoint.sha256) for checkpoint in trajectory.checkpoints],
-        }  # fmt: skip
-        store = finished_store(folder, len(encoded), recipe, provenance)
-        return store or extract(
-            self.model, trajectory, encoded, folder, recipe, provenance=provenance, describe=describe
-        )
-
-    @cached_property
-    def _model_digest(self) -> str:
-        return model_fingerprint(self.model_name, revision=self.settings.revision)["digest"]
+def _settled(s: Settings) -> Settings:
+    """One precision for the whole run: going on with it on another device must not mix two in one store."""
+    dtype = settled_dtype(
+        s.model or "", s.dtype, s.device, trust_remote_code=s.trust_remote_code, revision=s.revision
+    )
+    return s.model_copy(update={"dtype": dtype})
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -258,13 +231,16 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in settings.items() if value is not None}
     for key in ("pool", "target"):
         if key in settings:
-            given = settings[key]
-            items = [given] if isinstance(given, str | Path) else list(given)
-            settings[key] = [_absolute(str(item)) for item in items]
+            settings[key] = _paths(settings[key])
     for key in ("model", "adapter", "chat_template"):
         if key in settings:
             settings[key] = _absolute(str(settings[key]))
     return settings
+
+
+def _paths(given: str | Path | Sequence[str | Path]) -> list[str]:
+    items = [given] if isinstance(given, str | Path) else list(given)
+    return [_absolute(str(item)) for item in items]
 
 
 def _absolute(item: str) -> str:

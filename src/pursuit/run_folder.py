@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,26 @@ from pursuit.files import read_json, write_json
 from pursuit.settings import Settings, differences, merge, settings_from
 
 SHOWN_PACKAGES = ("pursuit", "torch", "transformers", "peft", "accelerate", "faiss-cpu", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that came into the run together: those it began with (number 0), or some that were appended.
+
+    Attributes:
+        paths: the pool's files.
+        encoded, features: folders of tokens and of gradient features.
+    """
+
+    number: int
+    paths: list[str]
+    encoded: Path
+    features: Path
+
+    @property
+    def name(self) -> str:
+        """Short and unique in the run."""
+        return f"part-{self.number:02d}"
 
 
 class RunFolder:
@@ -33,6 +54,24 @@ class RunFolder:
         self.path = Path(path)
         self.encoded, self.warmup, self.features = self.path / "encoded", self.path / "warmup", self.path / "features"
         self.targets, self.selections = self.path / "targets", self.path / "selections"
+        self.lock_handle: int | None = None  # file descriptor of the lock, while it is held
+
+    def parts(self, pool: list[str]) -> list[Part]:
+        """The run's own pool, and what was appended, in order."""
+        path = self.path / "parts.json"
+        appended = read_json(path) if path.exists() else []
+        folders = [self.path / "parts" / f"{number:02d}" for number in range(1, len(appended) + 1)]
+        more = [
+            Part(number, paths, folder / "encoded", folder / "features")
+            for number, (paths, folder) in enumerate(zip(appended, folders, strict=True), start=1)
+        ]
+        return [Part(0, pool, self.encoded, self.features), *more]
+
+    def append(self, paths: list[str]) -> None:
+        """Add a part; the same paths again are the same part."""
+        appended = [part.paths for part in self.parts([])[1:]]
+        if paths not in appended:
+            write_json(self.path / "parts.json", [*appended, paths])
 
     def resolve(self, changes: Mapping[str, Any]) -> Settings:
         """The run's settings: those stored here, with `changes` over them.
@@ -74,16 +113,20 @@ class RunFolder:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}). Choose another folder.") from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, shared: bool = False) -> Iterator[None]:
         """Hold the folder for this process; the lock goes with the process, however it ends.
+
+        Args:
+            shared: with others that hold it so; for jobs that do different parts of the work.
 
         Raises:
             RunError: another process holds it (named).
         """
         self._create()
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with open(self.path / "lock", "a+") as handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except OSError as error:
                 handle.seek(0)
                 raise RunError(
@@ -93,23 +136,35 @@ class RunFolder:
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {platform.node()}")
             handle.flush()
-            yield
+            self.lock_handle = handle.fileno()
+            try:
+                yield
+            finally:
+                self.lock_handle = None
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of a stage to what earlier, interrupted starts took, also when this one is interrupted."""
+    def timed(self, stage: str, job: str = "") -> Iterator[None]:
+        """Add the seconds of a stage to what earlier, interrupted starts took, also when this one is interrupted.
+
+        Args:
+            job: of several jobs at once each keeps a file of its own.
+        """
         start = time.monotonic()
+        path = self.path / (f"timings-{job}.json" if job else "timings.json")
         try:
             yield
         finally:
-            seconds = self.timings()
+            seconds = read_json(path) if path.exists() else {}
             seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
-            write_json(self.path / "timings.json", seconds)
+            write_json(path, seconds)
 
     def timings(self) -> dict[str, float]:
-        """Seconds of each stage so far."""
-        path = self.path / "timings.json"
-        return read_json(path) if path.exists() else {}
+        """Seconds of each stage so far; those of jobs that ran side by side are added up."""
+        total: dict[str, float] = {}
+        for path in sorted(self.path.glob("timings*.json")):
+            for stage, seconds in read_json(path).items():
+                total[stage] = total.get(stage, 0.0) + seconds
+        return total
 
 
 def versions() -> dict[str, str]:

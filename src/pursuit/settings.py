@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pursuit.errors import SettingsError
 from pursuit.recipes import Lora, Preconditioner, ProjectionKind, Recipe, WarmUp
@@ -93,6 +93,14 @@ class Settings(_Group):
         "auto", description="Of the model; auto: its own on a GPU, float32 on a CPU."
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto: a GPU if there is one.")
+    devices: list[str] = Field(default_factory=list, description="Several devices of this machine, a process each for "
+                               "the gradients: cuda:0,cuda:1.")  # fmt: skip
+    engine: Literal["local", "ray"] = Field("local", description="Where work runs: in this process, or on Ray.")
+    ray_address: str | None = Field(None, description="Of a running Ray cluster, auto for the one of this machine; Ray "
+                                    "is started here if not given.")  # fmt: skip
+    workers: int | None = Field(None, ge=1, description="Of Ray; as many as fit if not given.")
+    store: str | None = Field(None, description="URL (fsspec: s3://bucket/x) where the gradients' shards are kept too; "
+                              "the run folder then holds copies.")  # fmt: skip
     attention: str | None = Field(None, description="transformers' attention implementation, sdpa for example.")
     adapter: str | None = Field(None, description="An existing PEFT adapter to train on, instead of a new LoRA.")
     weights: list[str] = Field(default_factory=list, description="Patterns of the model's own weights to train instead "
@@ -101,6 +109,13 @@ class Settings(_Group):
     warmup: WarmupSettings = Field(default_factory=WarmupSettings)
     features: FeatureSettings = Field(default_factory=FeatureSettings)
     seed: int = Field(0, ge=0, description="Of everything random; on an existing run, of the selection alone.")
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """`cuda:0,cuda:1` as well as a list."""
+        items = [value] if isinstance(value, str) else value
+        return [part for item in items for part in str(item).split(",") if part] if isinstance(items, list) else value
 
     @model_validator(mode="after")
     def _seeds(self) -> Self:
@@ -129,7 +144,8 @@ class Settings(_Group):
 
 # What may differ between two calls on one run folder without changing what is stored there.
 FREE = frozenset({
-    "target", "seed", "device", "attention", "warmup.micro_batch_tokens", "features.batch_tokens", "trust_remote_code",
+    "target", "seed", "device", "devices", "attention", "warmup.micro_batch_tokens", "features.batch_tokens",
+    "trust_remote_code", "engine", "ray_address", "workers",
 })  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from pursuit.encoding import EncodedPool
 from pursuit.errors import DataError, SettingsError, StoreError
 from pursuit.export import beside
 from pursuit.pool import Pool
@@ -39,8 +38,8 @@ def export_selection(
     path = _not_an_input(check_out(to, out), run.pool)
     if not isinstance(selection, Selection):
         selection = Selection.load(find_selection(run.folder.selections, selection))
-    encoded = EncodedPool(run.folder.encoded)
-    if encoded.manifest["settings"]["pool"] != run.pool.fingerprint() or selection.num_rows != len(encoded):
+    encoded = run.stages.opened()
+    if run.stages.pool_changed() or selection.num_rows > len(encoded):  # fewer: rows were appended since
         raise StoreError(f"{run.folder.path}: the pool has changed since its rows were selected. Select again.")
     ordinals = encoded.rows["row"].to_numpy()[selection.indices]
     by_row = {example.row: example for example in run.pool.take(ordinals)}

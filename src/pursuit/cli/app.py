@@ -26,6 +26,9 @@ whatever was interrupted goes on where it stopped when the same command is start
     suppress_keyboard_interrupt=False,  # `main` says that nothing is lost
 )
 
+# what a YAML file may say besides the settings: which subset to choose
+JOB = ("run", "method", "budget", "out", "params", "drop_sources", "drop_leaks")
+
 Flags = Annotated[Settings | None, Parameter(name="*")]
 Folder = Annotated[Path | None, Parameter(help="Run folder: keeps everything, and can be gone on with.")]
 Config = Annotated[Path | None, Parameter(help="YAML file with the same settings; flags override it.")]
@@ -54,7 +57,7 @@ def resolve(
     run: Path | None, config: Path | None, settings: Settings | None, needs_run: bool = True
 ) -> tuple[Path, dict[str, Any]]:
     values = read_yaml(config) if config else {}
-    job = {key: values.pop(key, None) for key in ("run", "method", "budget", "out", "params")}
+    job = {key: values.pop(key, None) for key in JOB}
     folder = run or (Path(job["run"]) if job["run"] else None)
     if folder is None and needs_run:
         raise SettingsError("name a run folder with --run: it keeps the gradients, so that nothing is computed twice.")

@@ -1,6 +1,8 @@
-"""`pursuit inspect | warmup | extract`: looking first, and the stages before a selection one by one."""
+"""`pursuit inspect | warmup | extract | status`: looking first, and the stages before a selection one by one."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from pursuit.cli.app import Config, Flags, Folder, app, resolve
 
@@ -26,14 +28,39 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
 @app.command
 def warmup(*, run: Folder = None, config: Config = None, settings: Flags = None) -> None:
     """The first stage alone: train briefly on a random part of the pool and keep the checkpoints."""
-    from pursuit.commands import stage
+    from pursuit.commands import warm_up
 
-    stage("warmup", *resolve(run, config, settings))
+    warm_up(*resolve(run, config, settings))
 
 
 @app.command
-def extract(*, run: Folder = None, config: Config = None, settings: Flags = None) -> None:
-    """The second stage alone: the gradient features of every row at every checkpoint."""
-    from pursuit.commands import stage
+def extract(*, run: Folder = None, config: Config = None, append: list[str] | None = None, shard: str | None = None,
+            settings: Flags = None) -> None:  # fmt: skip
+    """The second stage alone: the gradient features of every row at every checkpoint.
 
-    stage("extract", *resolve(run, config, settings))
+    As independent jobs, in any order, on any machines that see the run folder (after `pursuit warmup`):
+
+        pursuit extract --run runs/x --shard 1/16 … --shard 16/16
+        pursuit status --run runs/x --of 16
+
+    Args:
+        append: More files, whose rows join the run for good; only their gradients are computed.
+        shard: Do only this job's part: 3/16 is the third of sixteen.
+    """
+    from pursuit.commands import extract_features
+
+    extract_features(*resolve(run, config, settings), append, shard)
+
+
+@app.command
+def status(*, run: Path, of: int | None = None, verify: bool = False) -> None:
+    """What stands in a run folder and what is missing; also while jobs are working in it.
+
+    Args:
+        run: The run folder.
+        of: How many jobs share the extraction: also tells which have to be started again.
+        verify: Read every shard and compare its digest.
+    """
+    from pursuit.commands import print_status
+
+    print_status(run, of, verify)

@@ -1,0 +1,228 @@
+"""The stages before a selection, each kept in the run folder: tokens, warm-up, features of pool and target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from pursuit.encoding import EncodedPool, Encoder, encode_pool
+from pursuit.errors import RunError, SelectionError, StoreError
+from pursuit.features import Features, FeatureStore
+from pursuit.files import fingerprint, read_json, write_json
+from pursuit.gradients.extract import extract, finished_store
+from pursuit.mirror import Mirror, set_mirror
+from pursuit.models import load_model, load_tokenizer, model_fingerprint
+from pursuit.parts import JoinedRows, joined_features
+from pursuit.pool import Pool
+from pursuit.recipes import Recipe
+from pursuit.run_folder import RunFolder
+from pursuit.settings import Settings
+from pursuit.trainable import prepare_trainable
+from pursuit.warmup import warm_up
+from pursuit.warmup.trajectory import Trajectory
+
+Rows = EncodedPool | JoinedRows
+Fill = Callable[[EncodedPool, Path, Recipe, Mapping[str, Any], str], None]  # rows, folder, …, provenance, description
+
+
+class Stages:
+    """What stands in a run folder, made where it is missing. The folder's lock is the caller's concern.
+
+    Args:
+        folder: the run's.
+        settings: resolved and settled, see `RunFolder.resolve`.
+        fill: how stores are filled; in this process without. What it leaves out is made here.
+    """
+
+    def __init__(self, folder: RunFolder, settings: Settings, fill: Fill | None = None) -> None:
+        self.folder, self.settings, self._fill_elsewhere = folder, settings, fill
+        self._encoded: list[EncodedPool] = []
+        if settings.store:
+            Mirror(settings.store)  # a URL that cannot be used is found before anything heavy
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The rows of all parts: those that the run began with, and those appended."""
+        return self._pool([path for part in self.folder.parts(self.settings.pool) for path in part.paths])
+
+    def encode(self) -> Rows:
+        """Tokens and response masks of every usable row."""
+        parts = self.folder.parts(self.settings.pool)
+        if len(self._encoded) < len(parts):
+            with self.folder.timed("encode"):
+                for part in parts[len(self._encoded) :]:
+                    self._encoded.append(encode_pool(self._pool(part.paths), self.encoder, part.encoded))
+            self.folder.begin(self.settings)
+        return self.joined(self._encoded)
+
+    def opened(self) -> Rows:
+        """The tokens as they stand, without a look at the pool's files; for jobs on other machines.
+
+        Raises:
+            StoreError: they are not there, or damaged.
+        """
+        if not self._encoded:
+            self._encoded = [EncodedPool(part.encoded) for part in self.folder.parts(self.settings.pool)]
+        return self.joined(self._encoded)
+
+    def pool_changed(self) -> bool:
+        """Whether the pool's files are no longer those that were encoded."""
+        self.opened()
+        parts = self.folder.parts(self.settings.pool)
+        return any(
+            rows.manifest["settings"]["pool"] != self._pool(part.paths).fingerprint()
+            for part, rows in zip(parts, self._encoded, strict=True)
+        )
+
+    def joined(self, encoded: Sequence[EncodedPool]) -> Rows:
+        """The parts' rows as one."""
+        if len(encoded) == 1:
+            return encoded[0]
+        first_rows, row = [], 0
+        for part in encoded:
+            first_rows.append(row)
+            row += len(part) + sum(refusal.row is not None for refusal in part.refused)
+        return JoinedRows(encoded, first_rows)
+
+    def warmup(self) -> Trajectory:
+        """The finished trajectory, for which no model is needed, or the warm-up on the first part that makes it."""
+        self.encode()
+        first, manifest = self._encoded[0], self.folder.warmup / "model.json"
+        model = {"model": self.model_digest, "data": first.manifest["settings"]}
+        if manifest.exists() and read_json(manifest) != model:
+            raise RunError(
+                f"{self.folder.path}: the model or the pool's files have changed since the warm-up was made. "
+                "Choose another run folder, or put them back."
+            )
+        write_json(manifest, model)
+        try:
+            return Trajectory(self.folder.warmup)
+        except StoreError:
+            with self.folder.timed("warm-up"):
+                return warm_up(self.model, first, self.folder.warmup, self.settings.warmup_recipe())
+
+    def features(self) -> Features:
+        """Gradient features of the pool at every checkpoint; also encodes and warms up."""
+        rows, trajectory = self.encode(), self.warmup()
+        with self.folder.timed("features"):
+            stores = [self.store(number, trajectory) for number in range(len(self._encoded))]
+            parts = [store.features(part.rows) for store, part in zip(stores, self._encoded, strict=True)]
+            return joined_features(parts, rows.rows)
+
+    def store(self, number: int, trajectory: Trajectory) -> FeatureStore:
+        """The filled store of one part."""
+        part = self.folder.parts(self.settings.pool)[number]
+        if self.settings.store:
+            set_mirror(part.features, f"{self.settings.store}/{part.name}")
+        describe = "gradients" if number == 0 else f"gradients, part {number + 1}"
+        return self._filled(part.features, self._encoded[number], trajectory, self.settings.feature_recipe(), describe)
+
+    def target_features(self) -> Features:
+        """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2), same projection."""
+        encoded, folder = self.encode_target()
+        trajectory = self.warmup()
+        with self.folder.timed("target"):
+            recipe = replace(self.settings.feature_recipe(), preconditioner="sgd")
+            store = self._filled(folder / "features", encoded, trajectory, recipe, "target gradients")
+            return store.features(encoded.rows)
+
+    def encode_target(self) -> tuple[EncodedPool, Path]:
+        """The target's tokens, and its folder.
+
+        Raises:
+            SelectionError: the run has no target.
+        """
+        if not self.settings.target:
+            raise SelectionError("no target is set (--target FILE).")
+        pool = self._pool(self.settings.target)
+        folder = self.folder.targets / fingerprint([pool.fingerprint(), self.encoder.settings()])
+        with self.folder.timed("target"):
+            return encode_pool(pool, self.encoder, folder / "encoded"), folder
+
+    def extract_share(self, number: int, of: int) -> list[Path]:
+        """One of several jobs: every `of`-th shard of all parts, counted from 1. For this the rest must stand.
+
+        Returns:
+            the store folders.
+        """
+        self.opened()
+        trajectory = Trajectory(self.folder.warmup)
+        first, folders = 0, []
+        for index, part in enumerate(self.folder.parts(self.settings.pool)):
+            rows, recipe = self._encoded[index], self.settings.feature_recipe()
+            if self.settings.store:
+                set_mirror(part.features, f"{self.settings.store}/{part.name}")
+            count = -(-len(rows) // recipe.shard_rows)
+            mine = [shard for shard in range(count) if (first + shard) % of == number - 1]
+            extract(
+                self.model, trajectory, rows, part.features, recipe, provenance=self.provenance(rows, trajectory),
+                shards=mine, describe=f"shards {number}/{of}",
+            )  # fmt: skip
+            first += count
+            folders.append(part.features)
+        return folders
+
+    def provenance(self, encoded: EncodedPool, trajectory: Trajectory) -> dict[str, Any]:
+        """What features depend on besides their recipe."""
+        return {
+            "model": self.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
+            "trajectory": [dict(checkpoint.sha256) for checkpoint in trajectory.checkpoints],
+        }  # fmt: skip
+
+    def _filled(
+        self, folder: Path, encoded: EncodedPool, trajectory: Trajectory, recipe: Recipe, describe: str
+    ) -> FeatureStore:
+        provenance = self.provenance(encoded, trajectory)
+        store = finished_store(folder, len(encoded), recipe, provenance)
+        if store is None and self._fill_elsewhere is not None:
+            self._fill_elsewhere(encoded, folder, recipe, provenance, describe)
+            store = finished_store(folder, len(encoded), recipe, provenance)
+        return store or extract(
+            self.model, trajectory, encoded, folder, recipe, provenance=provenance, describe=describe
+        )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        s = self.settings
+        return load_tokenizer(self.model_name, trust_remote_code=s.trust_remote_code, revision=s.revision)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Turns rows into tokens and response masks as this run does."""
+        s = self.settings
+        return Encoder(self.tokenizer, max_length=s.max_length, chat_template=s.chat_template, train_on=s.train_on)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model with its trainable parameters, loaded when first needed."""
+        s = self.settings
+        loaded = load_model(
+            self.model_name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code,
+            revision=s.revision, attention=s.attention,
+        )  # fmt: skip
+        return prepare_trainable(
+            loaded, lora=s.lora_recipe(), adapter=s.adapter, weights=s.weights, seed=s.warmup.seed or 0
+        )
+
+    @property
+    def model_name(self) -> str:
+        """Id or path of the model."""
+        if not self.settings.model:
+            raise RunError(f"{self.folder.path}: no model is set (--model).")
+        return self.settings.model
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the model's files."""
+        return model_fingerprint(self.model_name, revision=self.settings.revision)["digest"]
+
+    def _pool(self, paths: list[str]) -> Pool:
+        s = self.settings
+        return Pool(paths, fields=s.fields, on_bad_row=s.on_bad_row, source_field=s.source_field)

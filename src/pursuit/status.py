@@ -1,0 +1,129 @@
+"""What stands in a run folder and what is missing, read from its files alone: no model, no lock, nothing changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table
+
+from pursuit.errors import RunError, StoreError
+from pursuit.features import FeatureStore
+from pursuit.files import read_json
+from pursuit.run_folder import Part, RunFolder
+from pursuit.settings import Settings
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """How far the gradients of one part are.
+
+    Attributes:
+        rows: encoded rows, None while they are not.
+        units: (checkpoint, shard) pairs that there will be, None before the first job.
+        missing: those of them that are not there (or are damaged, where that was looked at).
+    """
+
+    name: str
+    rows: int | None
+    units: int | None
+    missing: list[tuple[int, int]]
+    shards: int = 0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What stands in a run folder.
+
+    Attributes:
+        parts: the pool that the run began with, then what was appended.
+        checkpoints: steps of the finished checkpoints; `warmed_up` whether all planned ones are there.
+        targets, selections: names of their folders.
+        jobs: numbers of the jobs (of `of`) whose shards are not all there.
+    """
+
+    folder: Path
+    parts: list[PartStatus]
+    checkpoints: list[int]
+    warmed_up: bool
+    targets: list[str]
+    selections: list[str]
+    of: int | None = None
+    jobs: list[int] = field(default_factory=list)
+
+
+def status(folder: str | Path, *, of: int | None = None, verify: bool = False) -> RunStatus:
+    """Look at a run folder, also while others work in it.
+
+    Args:
+        of: how many jobs share the extraction (`--shard i/of`): also says which have to be started again.
+        verify: read every shard and compare its digest; otherwise a file that is there counts.
+
+    Raises:
+        RunError: there is no run in the folder.
+    """
+    run = RunFolder(folder)
+    if not (run.path / "settings.json").exists():
+        raise RunError(f"{run.path}: no run is in this folder.")
+    settings = run.resolve({})
+    planned = read_json(run.warmup / "warmup.json")["checkpoint_steps"] if (run.warmup / "warmup.json").exists() else []
+    steps = sorted(read_json(path)["step"] for path in run.warmup.glob("checkpoint-*/checkpoint.json"))
+    parts = [_part(part, settings, len(steps), verify) for part in run.parts(settings.pool)]
+    return RunStatus(
+        run.path, parts, steps, bool(planned) and steps == list(planned), _names(run.targets), _names(run.selections),
+        of, [] if of is None else _jobs(parts, of),
+    )  # fmt: skip
+
+
+def _part(part: Part, settings: Settings, checkpoints: int, verify: bool) -> PartStatus:
+    manifest = part.encoded / "manifest.json"
+    rows = read_json(manifest)["count"] if manifest.exists() else None
+    try:
+        store = FeatureStore(part.features)
+    except StoreError:
+        shards = 0 if rows is None else -(-rows // settings.features.shard_rows)
+        everything = [(checkpoint, shard) for checkpoint in range(checkpoints) for shard in range(shards)]
+        return PartStatus(part.name, rows, None, everything, shards)
+    missing = store.missing() if verify else store.absent()
+    return PartStatus(part.name, rows, store.num_checkpoints * store.num_shards, missing, store.num_shards)
+
+
+def _jobs(parts: list[PartStatus], of: int) -> list[int]:
+    """Shards are dealt out over all parts in turn, as `Stages.extract_share` does."""
+    first, jobs = 0, set()
+    for part in parts:
+        jobs |= {(first + shard) % of + 1 for _, shard in part.missing}
+        first += part.shards
+    return sorted(jobs)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if path.is_dir())
+
+
+def table(found: RunStatus) -> Table:
+    """For the terminal."""
+    rows = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for part in found.parts:
+        label = "" if len(found.parts) == 1 else f" {part.name}"
+        rows.add_row(f"tokens{label}", "not yet" if part.rows is None else f"{part.rows:,} rows")
+    steps = ", ".join(map(str, found.checkpoints))
+    rows.add_row("warm-up", f"{'finished' if found.warmed_up else 'not finished'}; checkpoints at steps {steps or '–'}")
+    for part in found.parts:
+        label = "" if len(found.parts) == 1 else f" {part.name}"
+        rows.add_row(f"gradients{label}", _progress(part))
+    if found.jobs:
+        rows.add_row("", f"jobs to start again: {', '.join(f'{job}/{found.of}' for job in found.jobs)}")
+    rows.add_row("targets", ", ".join(found.targets) or "–")
+    rows.add_row("selections", ", ".join(found.selections) or "–")
+    return rows
+
+
+def _progress(part: PartStatus) -> str:
+    if part.units is None:
+        return "not begun"
+    if not part.missing:
+        return f"all {part.units:,} shards"
+    shown = ", ".join(f"{shard} at checkpoint {checkpoint}" for checkpoint, shard in part.missing[:5])
+    more = f" and {len(part.missing) - 5:,} more" if len(part.missing) > 5 else ""
+    return f"{part.units - len(part.missing):,} of {part.units:,} shards; missing: shard {shown}{more}"
