@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pursuit.encoding import EncodedPool, Encoder, duplicate_groups, encode_pool, leaked_rows
+from pursuit.encoding import EncodedPool, Encoder, duplicate_groups, encode_pool
 from pursuit.encoding import build as encode_build
 from pursuit.errors import DataError, ModelError, StoreError
+from pursuit.leaks import find_leaks
 from pursuit.pool import Pool, Refusal
 from tiny import CHATML, tiny_tokenizer
 
@@ -246,6 +247,8 @@ def test_duplicates_are_grouped_and_leaks_from_the_target_found(tmp_path: Path, 
     pool_rows = encoded("pool", [("a", "1"), ("b", "2"), ("c", "3"), ("b", " 2"), ("a", "1"), ("a", "1")])
     target_rows = encoded("target", [("b", "2"), ("c", "4")])
     assert [group.tolist() for group in duplicate_groups(pool_rows)] == [[0, 4, 5], [1, 3]]
-    assert leaked_rows(pool_rows, target_rows).tolist() == [1, 3]
-    assert leaked_rows(pool_rows, target_rows, "prompt_hash").tolist() == [1, 2, 3]
+    leaks = find_leaks(pool_rows, target_rows)
+    assert np.flatnonzero(leaks.text >= 0).tolist() == [1, 3]
+    assert np.flatnonzero(leaks.prompt >= 0).tolist() == [1, 2, 3]
+    assert leaks.partner.tolist() == [-1, 0, 1, 0, -1, -1]
     assert duplicate_groups(target_rows) == []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pursuit.commands import select_from_arrays
-from pursuit.errors import SelectionError
+from pursuit.errors import SelectionError, SettingsError
 from pursuit.features import Features
-from pursuit.selectors import Gtp, KCenter, Omp
+from pursuit.selectors import Gtp, KCenter, Omp, comparison
 from pursuit.solvers import compressive_pursuit, farthest_point, matching_pursuit
+from pursuit.solvers.partitions import partitioned_pursuit
 
 
 def planted(n: int = 600, groups: int = 5, checkpoints: int = 3, d: int = 40, seed: int = 0):
@@ -90,6 +93,17 @@ def test_gtp_takes_no_near_duplicates_where_the_most_similar_rows_are_full_of_th
     assert pairs["gtp"] == 0
     assert pairs["most similar"] > 10
     assert len(set(copies[selection.indices])) == 24
+    examples = selection.diagnostics["near_duplicate_examples"]
+    assert examples["gtp"] == []
+    assert len(examples["most similar"]) == min(20, pairs["most similar"])
+    unit = side_by_side(pool) / np.sqrt(3)
+    cosines = [cosine for *_, cosine in examples["most similar"]]
+    assert cosines == sorted(cosines, reverse=True)
+    for a, b, cosine in examples["most similar"]:
+        assert copies[a] == copies[b]
+        assert a != b
+        assert cosine == pytest.approx(unit[a] @ unit[b], abs=1e-6)
+        assert not {a, b} <= set(selection.indices.tolist())
 
 
 def test_both_forms_are_drawn_with_the_most_similar_rows_beside_them():
@@ -102,6 +116,89 @@ def test_both_forms_are_drawn_with_the_most_similar_rows_beside_them():
         assert len(found["support_changes"]) == len(curves["gtp"])
         assert set(found["seconds"]) == {"reading", "correlations", "candidates", "fitting"}
     assert refined["residual"] <= published["residual"]
+
+
+def test_with_many_rows_the_most_similar_ones_are_still_compared(monkeypatch):
+    features, _ = planted(n=900, d=60)
+    exact = Gtp().select(features, 150).diagnostics
+    monkeypatch.setattr(comparison, "EXACT", 100)
+    monkeypatch.setattr(comparison, "PAIRED", 40)
+    fitted = Gtp().select(features, 150).diagnostics
+    name = "the same number of most similar rows"
+    assert exact["residuals"][name][0] <= fitted["residuals"][name][0] <= 1.01 * exact["residuals"][name][0]
+    assert (exact["near_duplicates_among"], fitted["near_duplicates_among"]) == (150, 40)
+    monkeypatch.setattr(comparison, "FITTED", 120)
+    skipped = Gtp().select(features, 150).diagnostics
+    assert list(skipped["residuals"]) == ["gtp"]
+    assert skipped["not_compared"] == ["gtp: more than 120 rows are not fitted for comparison"]
+
+
+@pytest.mark.parametrize("subspace", [5, 40])
+@pytest.mark.filterwarnings("ignore:.*as closely as any number can")
+def test_raw_rows_are_as_long_as_the_gradients_were(subspace):
+    rng = np.random.default_rng(3)
+    units, _ = planted(n=300)
+    rows = np.stack([units.checkpoint(t) for t in range(3)], axis=1) * rng.gamma(2, 1, (300, 3, 1))
+    pool, lengths_kept = Features.from_array(rows), Features.from_array(rows, normalise=False)
+    aims = rows[:9] + 0.05 * rng.standard_normal((9, 3, 40))
+    options = {"subspace": subspace, "sample": 100}
+    for goal, goal_kept in ((None, None), (Features.from_array(aims), Features.from_array(aims, normalise=False))):
+        raw = Gtp(rows="raw", **options).select(pool, 10, target=goal)
+        expected = Gtp(**options).select(lengths_kept, 10, target=goal_kept)
+        assert raw.indices.tolist() == expected.indices.tolist()
+        np.testing.assert_allclose(raw.weights, expected.weights, rtol=1e-3)
+        assert raw.indices.tolist() != Gtp(**options).select(pool, 10, target=goal).indices.tolist()
+        again = Gtp(rows="raw", **options).select(lengths_kept, 10, target=goal_kept)
+        assert again.indices.tolist() == raw.indices.tolist()
+
+
+def test_raw_rows_need_norms_that_are_known():
+    features, _ = planted(n=50)
+    matrices = [features.checkpoint(t) for t in range(3)]
+    unknown = Features(matrices, features.weights, features.rows, features.gradient_norms, features.losses)
+    with pytest.raises(SelectionError, match="the norms of the projected rows; that of row 0 is not known"):
+        Omp(rows="raw").select(unknown, 5)
+
+
+def test_partitions_are_pursued_first_and_then_what_they_chose():
+    features, labels = planted(n=900, d=60)
+    for goal in (None, part(features, np.flatnonzero(labels == 2)[:7])):
+        rows = side_by_side(features)
+        mean = (rows if goal is None else side_by_side(goal)).mean(axis=0)
+        selection = Gtp(partitions=3).select(features, 30, target=goal)
+        expected = partitioned_pursuit(rows, mean, 30, 3)
+        assert selection.indices.tolist() == expected.indices.tolist()
+        exact = Gtp().select(features, 30, target=goal).diagnostics["residual"]
+        similar = selection.diagnostics["residuals"]["the same number of most similar rows"][0]
+        assert exact <= selection.diagnostics["residual"] < (exact + similar) / 2
+    with pytest.raises(SettingsError, match="partitions=0"):
+        Gtp(partitions=0)
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.integers(0, 2**31), st.data()
+)
+def test_odd_shapes_end_with_the_budget_used_or_with_a_reason(n, checkpoints, d, target_rows, seed, data):
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-1, 2, (n, checkpoints, d)).astype(float)  # many zeros and duplicates
+    budget = data.draw(st.integers(1, n))
+    names = data.draw(st.lists(st.sampled_from("ab"), min_size=target_rows, max_size=target_rows))
+    target = rng.integers(-1, 2, (target_rows, checkpoints, d)).astype(float)
+    target = Features.from_array(target, sources=names) if target_rows else None
+    selector = data.draw(st.sampled_from([Gtp, Omp]))(subspace=data.draw(st.integers(1, 5)))
+    if selector.name == "gtp":
+        selector = Gtp(subspace=selector.subspace, partitions=data.draw(st.integers(1, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            selection = selector.select(Features.from_array(rows), budget, target=target)
+        except SelectionError as error:
+            assert "is zero" in str(error)  # noqa: PT017
+            return
+    assert len(selection) == budget
+    assert np.isfinite(selection.weights).all()
+    assert (selection.weights >= 0).all()
+    json.dumps(selection.diagnostics)
 
 
 def test_a_budget_that_the_goal_cannot_hold_is_explained():
@@ -179,6 +276,8 @@ def test_from_the_command_a_target_is_followed_where_one_is_given_and_the_report
     pool = np.stack([features.checkpoint(t) for t in range(3)], axis=1)
     np.save(tmp_path / "pool.npy", pool)
     np.save(tmp_path / "target.npy", pool[labels == 2][:6])
+    from pursuit.commands import select_from_arrays
+
     chosen = {}
     for name, target in (("with", tmp_path / "target.npy"), ("without", None)):
         out = tmp_path / f"{name}.jsonl"

@@ -1,4 +1,4 @@
-"""Rows that say the same: within the pool, and between the pool and a target set."""
+"""Rows of a pool that say the same."""
 
 from __future__ import annotations
 
@@ -19,12 +19,3 @@ def duplicate_groups(rows: pa.Table) -> list[np.ndarray]:
     by_code = np.argsort(codes, kind="stable")
     groups = np.split(by_code, np.flatnonzero(np.diff(codes[by_code])) + 1) if len(codes) else []
     return sorted((group for group in groups if len(group) > 1), key=lambda group: int(group[0]))
-
-
-def leaked_rows(rows: pa.Table, target_rows: pa.Table, column: str = "text_hash") -> np.ndarray:
-    """Positions in `rows` of the rows that also stand in `target_rows`, ascending.
-
-    With `column="prompt_hash"`: those whose prompt stands there, whatever the response.
-    """
-    known = set(target_rows[column].drop_null().to_pylist())
-    return np.flatnonzero([value in known for value in rows[column].to_pylist()])

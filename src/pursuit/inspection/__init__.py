@@ -14,14 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from pursuit.encoding import EncodedPool, encode_pool, leaked_rows
+from pursuit.encoding import EncodedPool, encode_pool
 from pursuit.errors import SettingsError
 from pursuit.inspection.data import Inspection, Prediction, TargetView
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
 from pursuit.inspection.terminal import print_findings, print_inspection, print_prospects, size
+from pursuit.leaks import find_leaks
 from pursuit.pool import Pool, Refusal
 from pursuit.run import Run
 
@@ -115,7 +117,8 @@ def _view_target(
     target, refused = encode_or_refuse(pool, run.encoder, temporary / "target")
     view = TargetView(view_pool(pool, run.encoder, target, refused))
     if target is not None and encoded is not None:
-        leaked, prompts = (len(leaked_rows(encoded.rows, target.rows, key)) for key in ("text_hash", "prompt_hash"))
+        leaks = find_leaks(encoded.rows, target.rows)
+        leaked, prompts = (int(np.count_nonzero(partner >= 0)) for partner in (leaks.text, leaks.prompt))
         view = replace(view, leaked=leaked, leaked_prompts=prompts)
     return target, view
 

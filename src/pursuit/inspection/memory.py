@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pursuit.gradients.losses import LOGITS_AT_ONCE
+from pursuit.gradients.split import split_model
 from pursuit.trainable import parameter_count
 
 
@@ -69,7 +71,7 @@ def estimated_peak(model: nn.Module, tokens: int) -> int:
     What is in use once the model is loaded; four float32 numbers a trainable parameter (gradient, two moments, one for
     the projection); for every layer and token what backward needs: about 18 × hidden (8 of them for LoRA's dropout) and
     3 × intermediate numbers; and three float32 numbers a token and vocabulary entry for the logits and their gradient,
-    as if every token were a response.
+    as if every token were a response, of as many tokens as stand in memory at once.
     """
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -77,6 +79,9 @@ def estimated_peak(model: nn.Module, tokens: int) -> int:
     intermediate = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * hidden
     weight = next(iter(model.parameters()))
     activations = tokens * layers * (18 * hidden + 3 * intermediate) * weight.element_size()
-    logits = tokens * config.vocab_size * 12
+    split = split_model(model)
+    few = split is not None and not split.trains_head()
+    numbers = tokens * config.vocab_size
+    logits = 12 * (min(numbers, LOGITS_AT_ONCE) if few else numbers)
     loaded = max(weight_bytes(model), used_memory(weight.device) or 0)
     return loaded + 16 * parameter_count(model) + activations + logits

@@ -15,6 +15,7 @@ from pursuit.selectors.loss import Loss
 from pursuit.selectors.omp import Omp
 from pursuit.selectors.perplexity import Perplexity
 from pursuit.selectors.random import Random
+from pursuit.selectors.rds import Rds
 from pursuit.selectors.registry import METHODS, PRESETS, describe, method
 from pursuit.selectors.selection import Selection
 from pursuit.selectors.stratified import Stratified
@@ -34,6 +35,7 @@ __all__ = [
     "Omp",
     "Perplexity",
     "Random",
+    "Rds",
     "Selection",
     "Selector",
     "Stratified",

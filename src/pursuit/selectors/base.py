@@ -37,6 +37,11 @@ class Selector(BaseModel, ABC):
     needs_target: ClassVar[bool] = False
     uses_target: ClassVar[bool] = False  # follows a target where there is one, and does without
 
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether its features are embeddings and losses of the model as given, from one forward pass: no gradients."""
+        return False
+
     def __init__(self, **settings: Any) -> None:
         try:
             super().__init__(**settings)
@@ -95,7 +100,10 @@ def accepted(field: FieldInfo) -> str:
     """In words, which values a setting takes."""
     kind = field.annotation
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
+    names: dict[Any, str] = {
+        int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing",
+        dict[str, float]: "name=number,name=number",
+    }  # fmt: skip
     words = []
     for option in options:
         if typing.get_origin(option) is Literal:
@@ -109,12 +117,15 @@ def accepted(field: FieldInfo) -> str:
 
 
 def _explain(method: type[Selector], problem: Any) -> str:
-    key = str(problem["loc"][0]) if problem["loc"] else ""
-    fields = method.model_fields
+    reason = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
+    if not problem["loc"]:  # settings that are wrong together
+        return f"{method.name}: {reason}."
+    key, fields = str(problem["loc"][0]), method.model_fields
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, fields, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         takes = "It takes " + ", ".join(fields) if fields else "It takes none"
         return f"{method.name} has no setting {key!r}.{hint} {takes}."
+    why = f": {reason}." if reason else "."
     wants = f" It must be {accepted(fields[key])}: {fields[key].description}." if key in fields else ""
-    return f"{method.name}: {key}={problem['input']!r} cannot be used.{wants}"
+    return f"{method.name}: {key}={problem['input']!r} cannot be used{why}{wants}"

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from pursuit.selectors.following import Following, goal_scores
-from pursuit.selectors.selection import Selection
+from pursuit.progress import progress
+from pursuit.selectors import comparison
+from pursuit.selectors.following import Following, Pursued
+from pursuit.selectors.quotas import interleaved
 from pursuit.selectors.stacked import Trajectory
 from pursuit.solvers.compressive_pursuit import CompressiveResult, compressive_pursuit
-from pursuit.solvers.nnls import nnls
-from pursuit.solvers.rows import gathered_dots
+from pursuit.solvers.partitions import partitioned_pursuit
+from pursuit.solvers.rows import RowMatrix
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.engine import Engine
 
-COMPARED = 2000  # up to so many rows the most similar ones are fitted too, for comparison
-NEAR = 0.95  # cosine from which two rows count as near-duplicates
+SIMILAR = "the same number of most similar rows"
 
 
 class Gtp(Following):
@@ -32,10 +34,12 @@ class Gtp(Following):
     [ours], because the paper leaves it open: the subspaces are uncentred principal directions, found from a random
     sample of the pool (and the target's rows, at equal weight); unit rows; equal weights of the checkpoints; the
     refinement of the support (`refine="none"` is the published loop); what happens beyond the number of rows that a
-    target can hold.
+    target can hold; several target sets, each with its share of the budget: in the order in which they are named, each
+    by a pursuit of its own over the rows that the sets before it left.
 
     Columns of the selection: `pass` (0 is the joint choice, −1 filled up), `score` (inner product with the goal,
-    divided by the goal's length).
+    divided by the goal's length) and, with several target sets, `target` (the place in the diagnostics' `targets` of
+    the set that the row was chosen for; `weight` is from that set's pursuit).
     """
 
     name: ClassVar[str] = "gtp"
@@ -45,28 +49,56 @@ class Gtp(Following):
         "swaps", description="none is the published loop, which ends with a larger residual"
     )
     iterations: int = Field(10, ge=1, description="of the published loop, or rounds of swaps")
+    partitions: int = Field(
+        1, ge=1, description="1 chooses among all rows; with more, first in each of so many parts of the pool and then "
+        "among what they chose: cheaper where the rows lie on many machines, and a little farther from the goal",
+    )  # fmt: skip
     tol: float = Field(1e-6, ge=0, allow_inf_nan=False, description="relative residual at which a pass ends")
-    def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
-        with self._trajectory(features, target, seed) as trajectory:
-            result = compressive_pursuit(
-                trajectory.rows, trajectory.goal, budget, refine=self.refine, iterations=self.iterations,
-                tol=self.tol, memory_bytes=self.memory_bytes,
+
+    def _pursue(self, rows: RowMatrix, goal: np.ndarray, budget: int, engine: Engine) -> Pursued:
+        pursue: Callable[..., CompressiveResult] = compressive_pursuit
+        if self.partitions > 1:
+            pursue = partial(partitioned_pursuit, partitions=self.partitions)
+        with progress("pursuit", budget) as advance:
+            result = pursue(
+                rows, goal, budget, refine=self.refine, iterations=self.iterations, tol=self.tol,
+                memory_bytes=self.memory_bytes, map=engine.map, advance=advance,
             )  # fmt: skip
-            scores = goal_scores(trajectory, result.indices, self.memory_bytes)
-            compared = _beside_top_k(trajectory, result, self.memory_bytes)
-        warned = _warnings(result, len(trajectory.goal), budget)
-        for message in warned:
-            warnings.warn(message, stacklevel=3)
         number = np.searchsorted(result.passes, np.arange(budget), side="right") - 1
         number[budget - result.filled :] = -1
-        diagnostics = {
-            **compared, **_facts(result, trajectory), "goal": self._goal(target), "warnings": warned,
-        }  # fmt: skip
-        columns = {"pass": number.astype(np.int64), "score": scores}
-        return self._selection(features, result.indices, result.weights, columns=columns, diagnostics=diagnostics)
+        return Pursued(
+            result.indices, result.weights, result.residuals.tolist(), {"pass": number.astype(np.int64)},
+            _facts(result), _warnings(result, len(goal), budget),
+        )  # fmt: skip
+
+    def _compared(self, trajectory: Trajectory, pursued: Sequence[Pursued], curves: Sequence[str]) -> dict[str, Any]:
+        """How the rows most similar to the goals would have done, and the near-duplicates among them."""
+        shares = np.array([len(found.indices) for found in pursued])
+        similar = comparison.most_similar(trajectory.rows, trajectory.goals, shares)
+        residuals, skipped = {}, []
+        for curve, found, top, goal in zip(curves, pursued, similar, trajectory.goals, strict=True):
+            if len(top) > comparison.FITTED:
+                skipped.append(f"{curve}: more than {comparison.FITTED:,} rows are not fitted for comparison")
+            elif len(top):
+                residual = comparison.smallest_residual(np.asarray(trajectory.rows[top], np.float64), goal)
+                residuals[curve.replace(self.name, SIMILAR, 1)] = [residual] * len(found.curve)
+        order = interleaved(shares)
+        chosen = np.concatenate([found.indices for found in pursued])[order]
+        mine = comparison.near_pairs(trajectory.rows, chosen)
+        theirs = comparison.near_pairs(trajectory.rows, np.concatenate(similar)[order])
+        return {
+            "residuals": residuals,
+            "near_duplicate_pairs": {"gtp": len(mine), "most similar": len(theirs)},
+            "near_duplicate_examples": {
+                "gtp": comparison.pairs_shown(mine),
+                "most similar": comparison.pairs_shown(theirs, chosen),
+            },
+            "near_duplicates_among": min(len(chosen), comparison.PAIRED),
+            "not_compared": skipped,
+        }
 
 
-def _facts(result: CompressiveResult, trajectory: Trajectory) -> dict[str, Any]:
+def _facts(result: CompressiveResult) -> dict[str, Any]:
     return {
         "residual": result.residual,
         "rank": result.rank,
@@ -75,33 +107,7 @@ def _facts(result: CompressiveResult, trajectory: Trajectory) -> dict[str, Any]:
         "support_changes": result.changes.tolist(),
         "filled": result.filled,
         "seconds": {part: round(seconds, 3) for part, seconds in result.seconds.items()},
-        "dimensions": trajectory.dimensions,
-        "goal_kept_by_subspaces": trajectory.kept,
     }
-
-
-def _beside_top_k(trajectory: Trajectory, result: CompressiveResult, memory_bytes: int) -> dict[str, Any]:
-    """The residual curve, and how the k rows most similar to the goal would have done."""
-    curve = result.residuals.tolist()
-    k = len(result.indices)
-    if k > COMPARED:
-        return {"residuals": {"gtp": curve}}
-    n = trajectory.rows.shape[0]
-    top = np.argsort(-gathered_dots(trajectory.rows, np.arange(n), trajectory.goal, memory_bytes), kind="stable")[:k]
-    rows = np.asarray(trajectory.rows[top], np.float64)
-    left = trajectory.goal - nnls(rows @ rows.T, rows @ trajectory.goal) @ rows
-    residual = float(np.linalg.norm(left) / np.linalg.norm(trajectory.goal))
-    chosen = np.asarray(trajectory.rows[result.indices], np.float64)
-    return {
-        "residuals": {"gtp": curve, "the same number of most similar rows": [residual] * len(curve)},
-        "near_duplicate_pairs": {"gtp": _near_pairs(chosen), "most similar": _near_pairs(rows)},
-    }
-
-
-def _near_pairs(rows: np.ndarray) -> int:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.where(norms > 0, norms, 1)
-    return int(np.count_nonzero(np.triu(unit @ unit.T >= NEAR, 1)))
 
 
 def _warnings(result: CompressiveResult, dimension: int, budget: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows by their own loss under the warm-up's model: the hardest, the easiest, or those in between."""
+"""Rows by their own loss: the hardest for the model, the easiest, or those in between."""
 
 from __future__ import annotations
 
@@ -16,34 +16,47 @@ if TYPE_CHECKING:
 
 Band = Literal["high", "middle", "low"]
 Checkpoints = Literal["last", "average"]
+At = Literal["base", Checkpoints]
+AT = "of the model as given (no warm-up is needed), at the warm-up's last checkpoint, or averaged over all of them"
 
 
 class Loss(Selector):
     """Rows with the highest loss (or the lowest, or the middle): what the model finds hard.
 
-    The loss is the mean cross-entropy over the row's response tokens at the last checkpoint, or its average over the
-    checkpoints by their learning-rate weights. High loss finds what is not learnt yet, and also noise and wrong labels.
-    `perplexity` ranks by exp of the same number, and so in the same order; it begins with the middle band.
+    The loss is the mean cross-entropy over the row's response tokens: that of the model as given, for which a forward
+    pass over the pool is enough; or at the warm-up's last checkpoint, or its average over the checkpoints by their
+    learning-rate weights. High loss finds what is not learnt yet, and also noise and wrong labels. `perplexity` ranks
+    by exp of the same number, and so in the same order; it begins with the middle band.
     """
 
     name: ClassVar[str] = "loss"
     paper: ClassVar[str] = "baseline"
 
     band: Band = Field("high", description="which rows: those with the highest, middle or lowest loss")
-    checkpoints: Checkpoints = Field("last", description="loss at the last checkpoint, or averaged over all of them")
+    at: At = Field("base", description=f"the loss {AT}")
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """For the loss of the model as given."""
+        return self.at == "base"
 
     def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
-        losses = row_losses(features, self.checkpoints)
+        losses = row_losses(features, self.at)
         chosen = choose_band(losses, budget, self.band)
         diagnostics = {"losses": quantiles(losses), "losses_chosen": quantiles(losses[chosen])}
         return self._selection(features, chosen, columns={"score": losses[chosen]}, diagnostics=diagnostics)
 
 
-def row_losses(features: Features, checkpoints: Checkpoints) -> np.ndarray:
+def row_losses(features: Features, at: At) -> np.ndarray:
     """(N,) float64 loss of each row, in nats a token."""
-    losses = per_row(features.losses, features.weights, checkpoints)
+    losses = per_row(features.losses, features.weights, "average" if at == "average" else "last")
     if np.isnan(losses).all():
         raise ValueError("the losses of the rows are not known. A run has them (--run); own features bring none")
+    if at == "base" and features.num_checkpoints > 1:
+        raise ValueError(
+            f"these are the losses at {features.num_checkpoints} checkpoints of a warm-up, not of the model as given. "
+            "Set at=last or at=average"
+        )
     _check_finite(losses, "loss")
     return losses
 

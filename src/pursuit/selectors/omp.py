@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from pydantic import Field
 
-from pursuit.selectors.following import Following, goal_scores
-from pursuit.selectors.selection import Selection
+from pursuit.selectors.following import Following, Pursued
 from pursuit.solvers.matching_pursuit import matching_pursuit
+from pursuit.solvers.rows import RowMatrix
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.engine import Engine
 
 
 class Omp(Following):
@@ -19,10 +20,11 @@ class Omp(Following):
 
     Orthogonal matching pursuit with non-negative weights, without clusters: GradMatch (arXiv 2103.00123, section 3),
     and the matching pursuit that GTP (arXiv 2410.16710) is compared with. Follows the target's mean where there is a
-    target, the pool's otherwise. The goal and the features are those of `gtp` [ours]. When the rows chosen span no more
-    dimensions, it starts again on the other rows [ours].
+    target, the pool's otherwise. The goals (also several target sets and their quotas) and the features are those of
+    `gtp` [ours]. When the rows chosen span no more dimensions, it starts again on the other rows [ours].
 
-    Columns of the selection: `score` (inner product with the goal, divided by the goal's length).
+    Columns of the selection: `score` (inner product with the goal, divided by the goal's length) and, with several
+    target sets, `target` (the place in the diagnostics' `targets` of the set that the row was chosen for).
     """
 
     name: ClassVar[str] = "omp"
@@ -30,21 +32,10 @@ class Omp(Following):
 
     ridge: float = Field(0.0, ge=0, allow_inf_nan=False, description="ridge λ, for unit-norm features")
     tol: float = Field(1e-4, ge=0, allow_inf_nan=False, description="relative residual that ends a pass")
-    def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
-        with self._trajectory(features, target, seed) as trajectory:
-            result = matching_pursuit(
-                trajectory.rows, trajectory.goal, budget, ridge=self.ridge, tol=self.tol,
-                memory_bytes=self.memory_bytes,
-            )  # fmt: skip
-            scores = goal_scores(trajectory, result.indices, self.memory_bytes)
-        diagnostics = {
-            "residuals": {"omp": result.residuals.tolist()},
-            "passes": result.passes.tolist(),
-            "pass_steps": result.pass_steps.tolist(),
-            "filled": result.filled,
-            "goal": self._goal(target),
-            "goal_kept_by_subspaces": trajectory.kept,
-            "warnings": [],
-        }
-        columns = {"score": scores}
-        return self._selection(features, result.indices, result.weights, columns=columns, diagnostics=diagnostics)
+
+    def _pursue(self, rows: RowMatrix, goal: np.ndarray, budget: int, engine: Engine) -> Pursued:
+        result = matching_pursuit(rows, goal, budget, ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes)
+        facts = {
+            "passes": result.passes.tolist(), "pass_steps": result.pass_steps.tolist(), "filled": result.filled,
+        }  # fmt: skip
+        return Pursued(result.indices, result.weights, result.residuals.tolist(), facts=facts)

@@ -20,13 +20,14 @@ from pursuit.selectors.loss import Loss
 from pursuit.selectors.omp import Omp
 from pursuit.selectors.perplexity import Perplexity
 from pursuit.selectors.random import Random
+from pursuit.selectors.rds import Rds
 from pursuit.selectors.stratified import Stratified
 from pursuit.selectors.tagcos import AS_PUBLISHED, Tagcos
 
 METHODS: dict[str, type[Selector]] = {
     method.name: method
     for method in (
-        Tagcos, Gtp, Less, Omp, KCenter, Craig, D2, GradNorm, Loss, Perplexity, Longest, Random, Stratified,
+        Tagcos, Gtp, Less, Rds, Omp, KCenter, Craig, D2, GradNorm, Loss, Perplexity, Longest, Random, Stratified,
     )
 }  # fmt: skip
 PRESETS: dict[str, tuple[type[Selector], Mapping[str, Any]]] = {"tagcos-published": (Tagcos, AS_PUBLISHED)}

@@ -6,13 +6,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pursuit.engine import LOCAL, Engine
 from pursuit.progress import progress
-from pursuit.solvers.rows import RowMatrix, RowView
+from pursuit.solvers.rows import RowMatrix, RowView, map_blocks
 from pursuit.solvers.subspace import subspace
 
 if TYPE_CHECKING:
@@ -23,27 +25,33 @@ BLOCK_ROWS = 1024  # always so many rows are projected at once, so that equal ro
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Pool and goal in the same coordinates.
+    """Pool and goals in the same coordinates.
 
     Attributes:
         rows: (N, D), D = Σ_t d_t.
-        goal: (D,) float64, what is to be followed: the mean of the target, or of the pool.
+        goals: (G, D) float64, what is to be followed: the mean of the target or of each of its parts, or of the pool.
         dimensions: d_t of every checkpoint.
-        kept: of every checkpoint, the share of the goal's squared length that its subspace keeps.
+        kept: for each goal, of every checkpoint, the share of the goal's squared length that its subspace keeps.
+        engine: where passes over the rows run.
     """
 
     rows: RowMatrix
-    goal: np.ndarray
+    goals: np.ndarray
     dimensions: list[int]
-    kept: list[float]
+    kept: list[list[float]]
+    engine: Engine = LOCAL
+
+    def part(self, indices: np.ndarray) -> RowMatrix:
+        """Some of the rows, in this order, with passes on the same workers."""
+        return self.engine.spread(RowView(self.rows, indices))
 
 
 @contextmanager
 def stacked(
     features: Features, target: Features | None, *, dimension: int, sample: int, shares: np.ndarray, seed: int,
-    memory_bytes: int,
+    memory_bytes: int, parts: Sequence[np.ndarray] | None = None,
 ) -> Iterator[Trajectory]:  # fmt: skip
-    """The trajectory of the pool and its goal; a matrix larger than `memory_bytes` lies in a temporary file meanwhile.
+    """The trajectory of the pool and its goals; a matrix larger than `memory_bytes` lies in a temporary file meanwhile.
 
     Args:
         target: its mean is the goal; the pool's own mean without.
@@ -51,31 +59,48 @@ def stacked(
         sample: random pool rows that the subspaces are found from. With a target its rows join them, scaled so that
             both have the same weight [ours].
         shares: (T,) β_t; checkpoint t is multiplied by √β_t.
+        parts: rows of the target, for each goal those that it is the mean of; one goal, the mean of all, without.
     """
     scales = np.sqrt(shares)
     pool = [features.checkpoint(number) for number in range(features.num_checkpoints)]
-    means = [_mean(matrix) for matrix in (pool if target is None else _checkpoints(target))]
+    followed = pool if target is None else _checkpoints(target)
+    goals = [followed] if parts is None else [[RowView(matrix, rows) for matrix in followed] for rows in parts]
+    means = [[_mean(matrix) for matrix in goal] for goal in goals]
     if features.dimension <= dimension:
-        rows = _SideBySide(pool, scales)
-        goal = np.concatenate([scale * mean for scale, mean in zip(scales, means, strict=True)])
-        yield Trajectory(rows, goal, [features.dimension] * len(pool), [1.0] * len(pool))
+        whole = [[1.0] * len(pool)] * len(goals)
+        rows = features.engine.spread(_SideBySide(pool, scales))
+        yield Trajectory(rows, _joined(means, scales), [features.dimension] * len(pool), whole, features.engine)
         return
     bases = []
     for number, matrix in enumerate(pool):
         seen = _Sample(matrix, None if target is None else target.checkpoint(number), sample, seed + number)
-        bases.append(subspace(seen, dimension, seed=seed + number))
-    parts = [basis.T @ mean for basis, mean in zip(bases, means, strict=True)]
-    kept = [float(part @ part / (mean @ mean)) if mean.any() else 0.0 for part, mean in zip(parts, means, strict=True)]
-    goal = np.concatenate([scale * part for scale, part in zip(scales, parts, strict=True)])
-    shape = (features.num_rows, len(goal))
-    with tempfile.TemporaryDirectory(prefix="pursuit-") as folder:
+        bases.append(subspace(features.engine.spread(seen), dimension, seed=seed + number))
+    within = [[basis.T @ mean for basis, mean in zip(bases, goal, strict=True)] for goal in means]
+    joined = _joined(within, scales)
+    shape = (features.num_rows, joined.shape[1])
+    with tempfile.TemporaryDirectory(prefix="pursuit-", dir=features.engine.folder) as folder:
         if shape[0] * shape[1] * 4 <= memory_bytes:
             out = np.empty(shape, np.float32)
         else:
             out = np.lib.format.open_memmap(Path(folder) / "rows.npy", "w+", np.float32, shape)
         _project(pool, bases, scales, out)
-        yield Trajectory(out, goal, [basis.shape[1] for basis in bases], kept)
+        rows = features.engine.spread(out)
         del out
+        dimensions = [basis.shape[1] for basis in bases]
+        yield Trajectory(rows, joined, dimensions, _kept(within, means), features.engine)
+        del rows
+
+
+def _joined(goals: Sequence[Sequence[np.ndarray]], scales: np.ndarray) -> np.ndarray:
+    """(G, D): the scaled vectors of every goal side by side."""
+    return np.stack([np.concatenate([scale * v for scale, v in zip(scales, goal, strict=True)]) for goal in goals])
+
+
+def _kept(within: Sequence[Sequence[np.ndarray]], means: Sequence[Sequence[np.ndarray]]) -> list[list[float]]:
+    return [
+        [float(part @ part / (mean @ mean)) if mean.any() else 0.0 for part, mean in zip(*goal, strict=True)]
+        for goal in zip(within, means, strict=True)
+    ]
 
 
 def _checkpoints(features: Features) -> list[RowMatrix]:
@@ -84,9 +109,13 @@ def _checkpoints(features: Features) -> list[RowMatrix]:
 
 def _mean(matrix: RowMatrix) -> np.ndarray:
     total = np.zeros(matrix.shape[1])
-    for start in range(0, matrix.shape[0], BLOCK_ROWS):
-        total += np.ascontiguousarray(matrix[start : start + BLOCK_ROWS], np.float64).sum(axis=0)
+    for _, _, part in map_blocks(matrix, _sum_of_rows, BLOCK_ROWS):
+        total += part
     return total / matrix.shape[0]
+
+
+def _sum_of_rows(rows: np.ndarray, _: int) -> np.ndarray:
+    return np.ascontiguousarray(rows, np.float64).sum(axis=0)
 
 
 def _project(pool: Sequence[RowMatrix], bases: Sequence[np.ndarray], scales: np.ndarray, out: np.ndarray) -> None:
@@ -94,13 +123,17 @@ def _project(pool: Sequence[RowMatrix], bases: Sequence[np.ndarray], scales: np.
     with progress("subspaces", len(out) * len(pool)) as advance:
         for matrix, basis, scale in zip(pool, bases, scales, strict=True):
             columns = slice(column, column + basis.shape[1])
-            block = np.zeros((BLOCK_ROWS, basis.shape[0]))
-            for start in range(0, len(out), BLOCK_ROWS):
-                rows = matrix[start : start + BLOCK_ROWS]
-                block[: len(rows)] = rows
-                out[start : start + len(rows), columns] = (block @ (scale * basis))[: len(rows)]
-                advance(len(rows))
+            for start, stop, within in map_blocks(matrix, partial(_within, scale * basis), BLOCK_ROWS):
+                out[start:stop, columns] = within
+                advance(stop - start)
             column = columns.stop
+
+
+def _within(basis: np.ndarray, rows: np.ndarray, _: int) -> np.ndarray:
+    """(rows, d_t) float32 coordinates; a short block is filled up, as a product may round by its height."""
+    block = np.zeros((BLOCK_ROWS, basis.shape[0]))
+    block[: len(rows)] = rows
+    return (block @ basis)[: len(rows)].astype(np.float32)
 
 
 class _SideBySide:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ from pursuit.solvers.matching_pursuit import PursuitResult, matching_pursuit
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, RowView, gathered_dots
 
 if TYPE_CHECKING:
+    from pursuit.engine import Engine
     from pursuit.features import Features
 
 AS_PUBLISHED = {"apportionment": "floor"}
@@ -78,31 +81,32 @@ class Tagcos(Selector):
                 f"rounded down, the shares of all {len(sizes)} clusters in a budget of {budget} are 0; "
                 "lower `clusters` or take apportionment='largest-remainder'"
             )
-        pursuits = self._pursue(matrix, centres, assignment, shares)
+        pursuits = self._pursue(features.engine, matrix, centres, assignment, shares)
         warned = [str(warning.message) for warning in caught]
         for message in warned:
             warnings.warn(message, stacklevel=3)
         return self._assemble(features, matrix, centres, sizes, pursuits, warned)
 
     def _pursue(
-        self, matrix: RowMatrix, centres: np.ndarray, assignment: np.ndarray, shares: np.ndarray
+        self, engine: Engine, matrix: RowMatrix, centres: np.ndarray, assignment: np.ndarray, shares: np.ndarray
     ) -> dict[int, tuple[np.ndarray, PursuitResult]]:
         """For every cluster with a share, the rows of its members and what the pursuit chose among them."""
         by_cluster = np.argsort(assignment, kind="stable")
-        ends = np.cumsum(np.bincount(assignment, minlength=len(centres)))
+        sizes = np.bincount(assignment, minlength=len(centres))
+        ends = np.cumsum(sizes)
+        heaviest_first = np.argsort(-sizes * shares, kind="stable")  # so that workers end together
+        clusters = [
+            _Cluster(int(number), by_cluster[ends[number] - sizes[number] : ends[number]], centres[number],
+                     int(shares[number]))
+            for number in heaviest_first if shares[number]
+        ]  # fmt: skip
+        pursue = partial(_pursue_centre, matrix, ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes)
         pursuits = {}
         with progress("pursuit", int(shares.sum()), "rows chosen") as advance:
-            for cluster in np.flatnonzero(shares):
-                members = by_cluster[ends[cluster - 1] if cluster else 0 : ends[cluster]]
-                fits = len(members) * matrix.shape[1] * 4 <= self.memory_bytes // 2
-                rows = np.ascontiguousarray(matrix[members], np.float32) if fits else RowView(matrix, members)
-                result = matching_pursuit(
-                    rows, centres[cluster], int(shares[cluster]),
-                    ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes // 2,
-                )  # fmt: skip
-                pursuits[int(cluster)] = (members[result.indices], result)
+            for cluster, result in zip(clusters, engine.map(pursue, clusters), strict=True):
+                pursuits[cluster.number] = (cluster.members[result.indices], result)
                 advance(len(result.indices))
-        return pursuits
+        return dict(sorted(pursuits.items()))
 
     def _assemble(
         self, features: Features, matrix: RowMatrix, centres: np.ndarray, sizes: np.ndarray,
@@ -123,6 +127,29 @@ class Tagcos(Selector):
             "warnings": warned,
         }
         return self._selection(features, indices[order], weights[order], columns=columns, diagnostics=diagnostics)
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """A cluster: its number, its rows (n_c,), its centre (d,), and how many of its rows are to be chosen."""
+
+    number: int
+    members: np.ndarray
+    centre: np.ndarray
+    share: int
+
+
+def _pursue_centre(
+    matrix: RowMatrix, cluster: _Cluster, *, ridge: float, tol: float, memory_bytes: int
+) -> PursuitResult:
+    """The pursuit of one centre by the members of its cluster; indices count the members."""
+    fits = len(cluster.members) * matrix.shape[1] * 4 <= memory_bytes // 2
+    rows: RowMatrix = RowView(matrix, cluster.members)
+    if fits:
+        rows = np.ascontiguousarray(matrix[cluster.members], np.float32)
+    return matching_pursuit(
+        rows, cluster.centre, cluster.share, ridge=ridge, tol=tol, memory_bytes=memory_bytes // 2
+    )  # fmt: skip
 
 
 def _describe(number: int, size: int, pursuit: tuple[np.ndarray, PursuitResult] | None) -> dict[str, Any]:
