@@ -16,7 +16,7 @@ from cyclopts import CycloptsError
 from pydantic import ValidationError
 from rich.console import Console
 
-from pursuit.cli import select, stages  # noqa: F401  (their commands join the app)
+from pursuit.cli import compare, evaluate, finetune, select, stages  # noqa: F401  (their commands join the app)
 from pursuit.cli.app import app, parse_parameters
 from pursuit.errors import PursuitError
 from pursuit.settings import Settings, explain

@@ -1,0 +1,219 @@
+"""The comparison itself: select with every method, have every cell trained and scored, put the scores together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import RenderableType
+
+from pursuit.compare.plan import FULL, UNTRAINED, Cell, Comparison, cells, parse_method
+from pursuit.compare.results import comparison_data, runs_table, terminal_table
+from pursuit.compare.work import Job, carry_out, functions
+from pursuit.encoding import EncodedPool, Encoder, encode_pool
+from pursuit.engine import LOCAL, Engine
+from pursuit.errors import SelectionError
+from pursuit.evaluate import check_metrics, read_eval_set
+from pursuit.files import atomic_path, fingerprint
+from pursuit.finetune import FineTune
+from pursuit.models import load_tokenizer, model_fingerprint, settled_dtype
+from pursuit.pool import Pool
+from pursuit.progress import progress
+from pursuit.report.comparison import CompareData, write_comparison
+from pursuit.run import Run
+from pursuit.selectors import Selection, check_budget, method
+from pursuit.settings import Settings
+from pursuit.training.plan import steps_in_epoch
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison found.
+
+    Attributes:
+        data: means, intervals, paired differences, as the page shows them.
+        runs: a row a training: method, budget, seed, rows, scores, seconds.
+        table, report: where they were written.
+        summary: the table, to print with rich.
+    """
+
+    data: CompareData
+    runs: pa.Table
+    table: Path
+    report: Path
+    summary: RenderableType
+
+
+def compare(run: Run, comparison: Comparison, out: str | Path, *, engine: Engine = LOCAL) -> Compared:
+    """Train on what each method chooses (and on random rows, and on all of them), score, and compare.
+
+    A finished cell is not done again, and one that was killed goes on where it was. Other settings make other cells in
+    the same folder. A cell that fails is named in the report; the next start tries it again.
+
+    Args:
+        run: whose pool, features and target are selected from; whose model is trained if no other is named.
+        comparison: see `Comparison`.
+        out: folder for the cells, `runs.parquet` and `comparison.html`.
+        engine: where cells run, side by side with more than one worker.
+
+    Raises:
+        SettingsError: an unknown method, parameter, metric or scorer; before anything heavy.
+        SelectionError: a method needs a target, and the run has none.
+        DataError: a held-out row that cannot be used.
+    """
+    out = Path(out)
+    _check(run, comparison)
+    trained = _Trained(run, comparison, out)
+    made = _selections(run, comparison)
+    steps = _equal_steps(comparison, [len(chosen) for chosen, _ in made.values()])
+    todo = [(cell, _job(cell, run, comparison, trained, made, steps, out)) for cell in cells(comparison)]
+    results = []
+    with progress("trainings", len(todo), "cells") as advance:
+        for (cell, job), result in zip(todo, engine.map(carry_out, [job for _, job in todo]), strict=True):
+            chosen, seconds = made.get((cell.method, cell.budget, cell.seed), (None, None))
+            rows = len(chosen) if chosen is not None else (job.num_rows if cell.method == FULL else 0)
+            results.append((cell, {**result, "rows": rows, "selection_seconds": seconds}))
+            advance(1)
+    return _publish(run, comparison, trained, results, out)
+
+
+def _check(run: Run, comparison: Comparison) -> None:
+    check_metrics(comparison.metrics)
+    functions([*comparison.scorers, *comparison.players])
+    for budget in comparison.budgets:
+        check_budget(budget)
+    for text in comparison.all_methods():
+        name, parameters = parse_method(text)
+        if method(name, **parameters).needs_target and not run.settings.target:
+            raise SelectionError(f"{name} needs a target: files with examples to be good at (--target FILE).")
+
+
+class _Trained:
+    """The model that is trained, and the pool's rows as it reads them."""
+
+    def __init__(self, run: Run, comparison: Comparison, out: Path) -> None:
+        self.settings = self._settings(run.settings, comparison)
+        s = self.settings
+        self.tokenizer = load_tokenizer(str(s.model), trust_remote_code=s.trust_remote_code, revision=s.revision)
+        self.digest = model_fingerprint(str(s.model), revision=s.revision)["digest"]
+        held_out = read_eval_set(
+            list(comparison.evaluation), self.tokenizer, max_length=s.max_length, chat_template=s.chat_template,
+            train_on=s.train_on,
+        )  # fmt: skip
+        self.evaluation = [str(path) for path in comparison.evaluation]
+        self.evaluation_digest, self.held_out = held_out.digest, held_out
+        self.run_rows = run.encode()
+        self.encoded: EncodedPool | None = None
+        if comparison.train_model is not None:
+            encoder = Encoder(
+                self.tokenizer, max_length=s.max_length, chat_template=s.chat_template, train_on=s.train_on
+            )
+            lenient = Pool(
+                [path for part in run.folder.parts(s.pool) for path in part.paths], fields=s.fields,
+                on_bad_row="skip", source_field=s.source_field,
+            )  # fmt: skip
+            self.encoded = encode_pool(lenient, encoder, out / "encoded" / fingerprint(encoder.settings()))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the model could be trained on."""
+        return len(self.run_rows if self.encoded is None else self.encoded)
+
+    def rows(self, chosen: Selection) -> tuple[np.ndarray, np.ndarray]:
+        """The chosen rows in the numbering of this model's tokens; those that it cannot read are left out."""
+        if self.encoded is None:
+            return chosen.indices, chosen.weights
+        place = {row: index for index, row in enumerate(self.encoded.rows["row"].to_pylist())}
+        ordinals = self.run_rows.rows["row"].to_numpy()[chosen.indices]
+        found = np.array([place.get(int(row), -1) for row in ordinals])
+        return found[found >= 0], chosen.weights[found >= 0]
+
+    @staticmethod
+    def _settings(settings: Settings, comparison: Comparison) -> Settings:
+        changes: dict[str, Any] = {}
+        if comparison.train_model is not None:
+            local = Path(comparison.train_model).expanduser()
+            model = str(local.absolute()) if local.exists() else comparison.train_model
+            dtype = settled_dtype(model, "auto", settings.device, trust_remote_code=settings.trust_remote_code)
+            lora = settings.lora.model_copy(update={"targets": None})  # names of the other model's modules
+            changes |= {
+                "model": model, "revision": None, "adapter": None, "weights": [], "dtype": dtype, "lora": lora,
+                "chat_template": None,
+            }  # fmt: skip
+        if comparison.all_weights:
+            changes |= {"weights": ["*"], "adapter": None}
+        return settings.model_copy(update=changes)
+
+
+Made = Mapping[tuple[str, str | int | float | None, int], tuple[Selection, float | None]]
+
+
+def _selections(run: Run, comparison: Comparison) -> Made:
+    """Every selection with the seconds that it cost; a method that has no randomness chooses the same for any seed."""
+    wanted = [
+        (text, budget, seed)
+        for text in comparison.all_methods()
+        for budget in comparison.budgets
+        for seed in range(comparison.seeds)
+    ]
+    made: dict[tuple[str, str | int | float | None, int], tuple[Selection, float | None]] = {}
+    with progress("selections", len(wanted), "selections") as advance:
+        for text, budget, seed in wanted:
+            name, parameters = parse_method(text)
+            result = run.select(method(name, **parameters), budget, seed=seed)
+            made[text, budget, seed] = (result.selection, result.cost.get("selection_seconds"))
+            advance(1)
+    return made
+
+
+def _equal_steps(comparison: Comparison, sizes: list[int]) -> int | None:
+    if comparison.equal == "epochs":
+        return None
+    way = comparison.train
+    return way.max_steps or way.epochs * steps_in_epoch(max(sizes), way.batch_size)
+
+
+def _job(
+    cell: Cell, run: Run, comparison: Comparison, trained: _Trained, made: Made, steps: int | None, out: Path
+) -> Job:
+    indices = weights = None
+    if (key := (cell.method, cell.budget, cell.seed)) in made:
+        indices, weights = trained.rows(made[key][0])
+    way: FineTune | None = cell.way
+    if way is not None:
+        way = replace(way, max_steps=steps, seed=0, weighted=way.weighted and indices is not None)
+    return Job(
+        name=cell.name, cells=str(out.absolute() / "cells"), run=str(run.folder.path.absolute()),
+        encoded=None if trained.encoded is None else str(trained.encoded.folder.absolute()),
+        settings=trained.settings.model_dump(mode="json"), model_digest=trained.digest, indices=indices,
+        weights=weights, num_rows=trained.num_rows, way=way, seed=cell.seed, evaluation=tuple(trained.evaluation),
+        evaluation_digest=trained.evaluation_digest, metrics=tuple(comparison.metrics),
+        scorers=tuple(comparison.scorers), players=tuple(comparison.players), keep_model=comparison.keep_models,
+    )  # fmt: skip
+
+
+def _publish(
+    run: Run, comparison: Comparison, trained: _Trained, results: list[tuple[Cell, dict[str, Any]]], out: Path
+) -> Compared:
+    runs = runs_table(results, trained.num_rows)
+    table = out / "runs.parquet"
+    with atomic_path(table) as partial:
+        pq.write_table(runs, partial)
+    families = sorted({row.source for row in trained.held_out.rows})
+    selects = run.model_name if comparison.train_model is not None else ""
+    data = comparison_data(
+        comparison, results, trained.num_rows, runs=runs, model=str(trained.settings.model), select_model=selects,
+        evaluation=f"{len(trained.held_out):,} rows of {len(families):,} families",
+        settings={"run": str(run.folder.path), **run.settings.model_dump(mode="json")},
+    )  # fmt: skip
+    report = out / "comparison.html"
+    write_comparison(data, report)
+    return Compared(data, runs, table, report, terminal_table(data))
+
+
+__all__ = ["Compared", "Comparison", "UNTRAINED", "compare"]

@@ -1,0 +1,156 @@
+"""One cell: a model is trained on a subset and scored. All it needs is in a `Job`, so that it can run anywhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pursuit.batches import EncodedRows
+from pursuit.encoding import EncodedPool
+from pursuit.errors import PursuitError
+from pursuit.evaluate import evaluate, load_function, read_eval_set
+from pursuit.files import fingerprint, read_json, write_json
+from pursuit.finetune import FineTune, finetune
+from pursuit.models import load_model, load_tokenizer
+from pursuit.run_folder import RunFolder
+from pursuit.selectors import Selection
+from pursuit.settings import Settings, settings_from
+from pursuit.stages import Stages
+from pursuit.trainable import prepare_trainable
+
+RESULT = "cell.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a cell depends on, JSON-able but for the indices.
+
+    Attributes:
+        name: for people.
+        cells: folder of all cells.
+        run: run folder whose tokens are trained on; `encoded`: another model's tokens of the same pool instead.
+        settings: of the model that is trained.
+        model_digest: of its files.
+        indices, weights: (k,) rows to train on; None for all of them.
+        way: None for no training.
+        evaluation, evaluation_digest: files of held-out rows, and of their contents.
+    """
+
+    name: str
+    cells: str
+    run: str
+    encoded: str | None
+    settings: dict[str, Any]
+    model_digest: str
+    indices: np.ndarray | None
+    weights: np.ndarray | None
+    num_rows: int
+    way: FineTune | None
+    seed: int
+    evaluation: tuple[str, ...]
+    evaluation_digest: str
+    metrics: tuple[str, ...]
+    scorers: tuple[str, ...]
+    players: tuple[str, ...]
+    keep_model: bool
+
+    @property
+    def folder(self) -> Path:
+        """Where the cell is kept: other settings are another folder, so nothing is ever mixed."""
+        chosen = None if self.indices is None else [self.indices.tolist(), np.asarray(self.weights).tolist()]
+        trained = {name: self.settings[name] for name in ("lora", "adapter", "weights", "dtype")}
+        key = fingerprint([
+            self.model_digest, trained, chosen, self.num_rows, None if self.way is None else asdict(self.way),
+            self.seed, self.evaluation_digest, self.metrics, self.scorers, self.players,
+        ])  # fmt: skip
+        safe = "".join(letter if letter.isalnum() or letter in "-_.%" else "_" for letter in self.name)
+        return Path(self.cells) / f"{safe}-{key[:8]}"
+
+
+def stands(job: Job) -> dict[str, Any] | None:
+    """The cell's result if it is finished."""
+    path = job.folder / RESULT
+    return read_json(path) if path.exists() else None
+
+
+def carry_out(job: Job) -> dict[str, Any]:
+    """Train and score; what stands is kept. A failure of pursuit's own is part of the result: {"failed": why}."""
+    if (found := stands(job)) is not None:
+        return found
+    try:
+        result = _carry_out(job)
+    except PursuitError as error:
+        return {"failed": str(error)}
+    write_json(job.folder / RESULT, result)
+    return result
+
+
+def _carry_out(job: Job) -> dict[str, Any]:
+    settings = settings_from(job.settings)
+    tokenizer = load_tokenizer(
+        str(settings.model), trust_remote_code=settings.trust_remote_code, revision=settings.revision
+    )
+    model = _model(settings, job.seed)
+    result: dict[str, Any] = {"name": job.name, "seed": job.seed, "steps": 0, "training_seconds": None}
+    if job.way is not None:
+        done = finetune(
+            model, _rows(job, settings), job.folder / "model", replace(job.way, seed=job.seed),
+            selection=_selection(job), made_with={"model": job.model_digest},
+        )  # fmt: skip
+        result |= {
+            "steps": done.steps, "epochs": done.epochs, "training_seconds": done.seconds, "tokens": done.tokens,
+            "last_loss": done.losses[-1] if done.losses else None,
+        }  # fmt: skip
+    rows = read_eval_set(
+        list(job.evaluation), tokenizer, max_length=settings.max_length, chat_template=settings.chat_template,
+        train_on=settings.train_on,
+    )  # fmt: skip
+    scored = evaluate(
+        model, tokenizer, rows, metrics=job.metrics, scorers=functions(job.scorers), players=functions(job.players),
+        out=job.folder / "evaluation",
+    )  # fmt: skip
+    result["scores"] = {metric: found.mean for metric, found in scored.macro.items()}
+    result["families"] = {
+        metric: {family: found[metric].mean for family, found in scored.families.items() if metric in found}
+        for metric in scored.macro
+    }
+    if not job.keep_model:
+        shutil.rmtree(job.folder / "model", ignore_errors=True)
+    return result
+
+
+def functions(places: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """`package.module:score` → {"score": the function}."""
+    return {place.rpartition(":")[2].replace(".", "_"): load_function(place) for place in places}
+
+
+def _model(settings: Settings, seed: int) -> nn.Module:
+    loaded = load_model(
+        str(settings.model), dtype=settings.dtype, device=settings.device, attention=settings.attention,
+        trust_remote_code=settings.trust_remote_code, revision=settings.revision,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return prepare_trainable(
+        loaded, lora=settings.lora_recipe(), adapter=settings.adapter, weights=settings.weights, seed=seed
+    )
+
+
+def _rows(job: Job, settings: Settings) -> EncodedRows:
+    if job.encoded is not None:
+        return EncodedPool(job.encoded)
+    run = RunFolder(job.run)
+    return Stages(run, run.resolve({})).opened()
+
+
+def _selection(job: Job) -> Selection | None:
+    if job.indices is None:
+        return None
+    weights = np.ones(len(job.indices)) if job.weights is None else job.weights
+    return Selection(job.indices, weights, job.name, job.num_rows, {})

@@ -1,0 +1,189 @@
+"""Comparing methods: every cell really trains and is scored, nothing is done twice, and the table says what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pursuit import Run
+from pursuit.compare import Comparison, compare
+from pursuit.compare.plan import cells, parse_method, split_methods
+from pursuit.compare.results import interval
+from pursuit.errors import DataError, SelectionError, SettingsError
+from pursuit.finetune import FineTune
+from test_run import SMALL, place, run_main, write_rows  # noqa: F401  (place is a fixture)
+from tiny import tiny_model, tiny_tokenizer
+
+TRAIN = FineTune(max_steps=3, batch_size=4, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def begun(place):  # noqa: F811
+    folder = place / "compare"
+    folder.mkdir()
+    write_rows(folder / "heldout.jsonl", 12, seed=9)
+    run = Run(folder / "run", model=place / "model", pool=place / "pool.jsonl", **SMALL)
+    run.extract()
+    return run, folder
+
+
+def settings(folder, **changes):
+    return Comparison(**{
+        "methods": ["tagcos(clusters=3)", "kcenter"], "budgets": ["10%"], "seeds": 2, "train": TRAIN,
+        "evaluation": [str(folder / "heldout.jsonl")], **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(begun):
+    run, folder = begun
+    return compare(run, settings(folder), folder / "out")
+
+
+def test_every_cell_is_trained_and_scored(compared):
+    rows = compared.runs.to_pylist()
+    names = sorted((row["method"], row["seed"]) for row in rows)
+    methods = ("full", "kcenter", "random", "tagcos(clusters=3)")
+    assert names == sorted([*((method, seed) for method in methods for seed in (0, 1)), ("untrained", 0)])
+    assert not any(row["failed"] for row in rows)
+    untrained = next(row for row in rows if row["method"] == "untrained")
+    for row in rows:
+        assert np.isfinite(row["score.loss"])
+        if row is not untrained:
+            assert row["score.loss"] != untrained["score.loss"]
+            assert row["steps"] == 3, "all trainings have the same number of steps"
+            assert row["rows"] == (120 if row["method"] == "full" else 12)
+
+
+def test_the_page_shows_what_the_runs_say(compared):
+    (block,) = compared.data.metrics
+    rows = compared.runs.to_pylist()
+    score = {(row["method"], row["seed"]): row["score.loss"] for row in rows}
+    for found in block.scores:
+        mine = [score[found.method, seed] for seed in (0, 1)]
+        assert found.score.mean == pytest.approx(np.mean(mine))
+        if found.method != "random":
+            paired = [score[found.method, seed] - score["random", seed] for seed in (0, 1)]
+            assert found.to_random.mean == pytest.approx(np.mean(paired))
+        start, end = score["untrained", 0], np.mean([score["full", 0], score["full", 1]])
+        assert found.gain_kept == pytest.approx((np.mean(mine) - start) / (end - start))
+        assert (found.selection_seconds > 0, found.training_seconds > 0) == (True, True)
+    text = compared.report.read_text()
+    assert "tagcos" in text
+    assert pq.read_table(compared.table).num_rows == len(rows)
+
+
+def test_what_stands_is_not_done_again_and_a_lost_cell_is(begun, compared, monkeypatch):
+    run, folder = begun
+    trained = []
+    import pursuit.compare.work as module
+
+    original = module.finetune
+    monkeypatch.setattr(module, "finetune", lambda *a, **k: trained.append(a[2].parent.name) or original(*a, **k))
+    again = compare(run, settings(folder), folder / "out")
+    assert trained == []
+    assert again.runs.drop_columns(["selection_seconds"]) == compared.runs.drop_columns(["selection_seconds"])
+    lost = next((folder / "out" / "cells").glob("kcenter-10%-seed1-*"))
+    shutil.rmtree(lost)
+    redone = compare(run, settings(folder), folder / "out")
+    assert trained == [lost.name]
+    scores = [name for name in redone.runs.column_names if name.startswith("score")]
+    assert redone.runs.select(scores) == compared.runs.select(scores)
+
+
+def test_another_model_is_trained_on_what_the_first_chose(begun, tmp_path):
+    run, folder = begun
+    tiny_model("gpt2", seed=3).save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    wanted = settings(
+        folder, methods=["kcenter"], seeds=1, train_model=str(tmp_path / "other"), metrics=["loss", "exact"],
+        optimizers=["adamw_torch", "sgd"],
+    )  # fmt: skip
+    found = compare(run, wanted, tmp_path / "out")
+    assert [block.name for block in found.data.metrics] == [
+        f"{metric}, {optimizer}, linear" for metric in ("loss", "exact") for optimizer in ("adamw_torch", "sgd")
+    ]
+    assert found.data.model.endswith("other")
+    assert found.data.select_model.endswith("model")
+    assert not [row for row in found.runs.to_pylist() if row["failed"]]
+
+
+def test_a_cell_that_fails_is_named_and_the_others_stand(begun, tmp_path, monkeypatch):
+    run, folder = begun
+    import pursuit.compare.work as module
+
+    original = module.finetune
+
+    def failing(model, rows, place, *rest, **more):  # noqa: F811
+        if "kcenter" in place.parent.name:
+            raise DataError("this one cannot be trained on.")
+        return original(model, rows, place, *rest, **more)
+
+    monkeypatch.setattr(module, "finetune", failing)
+    found = compare(run, settings(folder, methods=["kcenter"], seeds=1), tmp_path / "out")
+    assert [name for name, _ in found.data.failed] == ["kcenter-10%-seed0"]
+    assert "cannot be trained on" in found.report.read_text()
+    monkeypatch.setattr(module, "finetune", original)
+    assert not compare(run, settings(folder, methods=["kcenter"], seeds=1), tmp_path / "out").data.failed
+
+
+def test_mistakes_are_found_before_anything_is_trained(begun, monkeypatch):
+    run, folder = begun
+    import pursuit.compare.work as module
+
+    monkeypatch.setattr(module, "finetune", lambda *_, **__: pytest.fail("a model was trained"))
+    for changes, error, message in (
+        ({"methods": ["tagcoss"]}, SettingsError, "tagcos"),
+        ({"methods": ["less"]}, SelectionError, "needs a target"),
+        ({"budgets": ["0%"]}, SettingsError, "budget"),
+        ({"metrics": ["lose"]}, SettingsError, "loss"),
+        ({"scorers": ["nowhere:f"]}, SettingsError, "nowhere"),
+        ({"evaluation": [str(folder / "no.jsonl")]}, DataError, "no.jsonl"),
+        ({"methods": []}, SettingsError, "methods"),
+        ({"seeds": 0}, SettingsError, "seeds"),
+    ):
+        with pytest.raises(error, match=message):
+            compare(run, settings(folder, **changes), folder / "mistakes")
+
+
+def test_the_command(begun, tmp_path, capsys):
+    run, folder = begun
+    code, text = run_main(
+        "compare", "--run", run.folder.path, "--methods", "longest,random", "--budgets", "5%,10%", "--seeds", 1,
+        "--eval", folder / "heldout.jsonl", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out", capsys=capsys,
+    )  # fmt: skip
+    assert code == 0, text
+    assert (tmp_path / "out" / "comparison.html").exists()
+    assert "longest" in text
+    assert "gain kept" in text
+    names = {json.loads(path.read_text())["name"] for path in (tmp_path / "out" / "cells").glob("*/cell.json")}
+    assert names == {
+        "untrained", "full-seed0", "longest-5%-seed0", "longest-10%-seed0", "random-5%-seed0", "random-10%-seed0",
+    }  # fmt: skip
+
+
+def test_intervals_are_students():
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2
+    assert found.high - found.mean == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    assert not interval([1.0]).known
+
+
+def test_methods_are_read_with_their_parameters():
+    assert split_methods(["tagcos(clusters=5, tol=0),gtp", "less"]) == ["tagcos(clusters=5, tol=0)", "gtp", "less"]
+    assert parse_method("tagcos(clusters=5, ridge=0.1)") == ("tagcos", {"clusters": "5", "ridge": "0.1"})
+    assert parse_method("gtp") == ("gtp", {})
+    with pytest.raises(SettingsError, match="name=value"):
+        parse_method("tagcos(5)")
+    with pytest.raises(SettingsError, match="brackets"):
+        parse_method("tagcos(clusters=5")
+
+
+def test_ways_of_training_multiply_the_cells():
+    ways = {"optimizers": ["sgd", "adafactor"], "schedules": ["linear", "cosine"]}
+    wanted = Comparison(["gtp"], ["5%"], ["x"], seeds=3, **ways)
+    assert len(cells(wanted)) == 1 + 3 * 4 * (1 + 2)
