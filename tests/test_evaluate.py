@@ -1,0 +1,408 @@
+"""Scores are what they say: the loss of the response, the greedy response, the likeliest option, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from pursuit.batches import collate
+from pursuit.errors import DataError, ModelError, SettingsError
+from pursuit.evaluate import EvalSet, Evaluation, GenerationSettings, Respond, evaluate, load_function, read_eval_set
+from pursuit.evaluate.choice import score_options
+from pursuit.evaluate.generate import generate_responses
+from pursuit.evaluate.intervals import macro_score, score
+from pursuit.evaluate.prompts import Prompt, conversation_prompt, row_prompt, stop_tokens
+from pursuit.evaluate.scorers import reasoning_gym
+from pursuit.gradients.losses import example_losses
+from tiny import CHATML, CHATML_MARKED, CONFIGS, tiny_model, tiny_tokenizer
+
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Greece": "Athens", "Spain": "Madrid"}
+SUMS = {"1 + 1": "2", "2 + 3": "5", "4 + 4": "8"}
+
+
+def row(prompt: str, response: str, source: str, **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    return {"messages": messages, "source": source, **more}
+
+
+def known_rows() -> list[dict[str, Any]]:
+    """What `learned` has learnt: capitals with options, sums without."""
+    options = list(CAPITALS.values())
+    capitals = [row(f"Capital of {c}?", a, "capitals", options=options, answer=a) for c, a in CAPITALS.items()]
+    return capitals + [row(question, answer, "sums") for question, answer in SUMS.items()]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
+    """A model trained until it gives the known rows' responses."""
+    model = tiny_model("llama")
+    data = read_eval_set(write(tmp_path_factory.mktemp("known") / "known.jsonl", known_rows()), tiny_tokenizer())
+    batch = collate(data, range(len(data)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = example_losses(model, batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+    return model.eval()
+
+
+def varied(tmp_path: Path, count: int = 12) -> EvalSet:
+    """Rows of many lengths, some with two to four options, some without."""
+    draw = np.random.default_rng(0)
+    words = "Paris Rome sea wind apple good morning letters answer 42 question capital France poem".split()
+
+    def text(most: int) -> str:
+        return " ".join(draw.choice(words, size=draw.integers(1, most + 1)))
+
+    rows = []
+    for number in range(count):
+        reply = text(4)
+        others = [f"{text(6)} {letter}" for letter in "abc"][: draw.integers(1, 4)]
+        options = {"choices": [*others, reply]} if number % 2 else {}
+        rows.append(row(text(14), reply, f"family {number % 3}", **options))
+    return read_eval_set(write(tmp_path / "varied.jsonl", rows), tiny_tokenizer())
+
+
+def test_loss_is_the_mean_over_response_tokens_averaged_over_rows_and_over_families(tmp_path: Path) -> None:
+    model, data = tiny_model("llama"), varied(tmp_path)
+    found = evaluate(model, data.encoder.tokenizer, data, metrics=["loss"], batch_tokens=300)
+    by_hand = []
+    for number in range(len(data)):
+        ids, response = data[number]
+        with torch.no_grad():
+            logits = model(torch.tensor(ids[None].astype(np.int64))).logits[0, :-1]
+        token_losses = F.cross_entropy(logits, torch.tensor(ids[1:].astype(np.int64)), reduction="none").numpy()
+        by_hand.append(token_losses[response[1:]].mean())
+    losses = found.examples["loss"].to_numpy()
+    np.testing.assert_allclose(losses, by_hand, rtol=1e-4)
+    assert found.overall["loss"].mean == pytest.approx(np.mean(losses))
+    families = [losses[number::3] for number in range(3)]
+    assert found.macro["loss"].mean == pytest.approx(np.mean([family.mean() for family in families]))
+    assert found.families["family 1"]["loss"].mean == pytest.approx(families[1].mean())
+    assert found.examples["line"].to_pylist() == list(range(1, 13))
+
+
+def greedily(model: nn.Module, prompt: Prompt, stops: Sequence[int]) -> list[int]:
+    """Token after token from a whole forward pass each: nothing cached, nothing padded."""
+    ids = list(prompt.ids)
+    for _ in range(prompt.limit):
+        with torch.no_grad():
+            following = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if following in stops:
+            break
+        ids.append(following)
+    return ids[len(prompt.ids) :]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_responses_in_batches_are_those_of_plain_greedy_decoding(kind: str, tmp_path: Path) -> None:
+    model, data = tiny_model(kind, seed=3), varied(tmp_path, 10)
+    tokenizer = data.encoder.tokenizer
+    prompts = [row_prompt(data.encoder, row, None, False) for row in data.rows]
+    stops = stop_tokens(tokenizer, model, prompts)
+    assert set(stops) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    plain = [tokenizer.decode(greedily(model, prompt, stops)).strip() for prompt in prompts]
+    assert len(set(plain)) > 3
+    for batch_tokens in (1, 150, 100_000):
+        assert generate_responses(model, tokenizer, prompts, batch_tokens) == plain
+
+
+def test_a_model_that_knows_the_rows_scores_one_and_on_other_answers_zero(
+    learned: PreTrainedModel, tmp_path: Path
+) -> None:
+    wrong = [row(f"Capital of {country}?", "Oslo", "wrong", options=["Oslo", answer])
+             for country, answer in CAPITALS.items()]  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", [*known_rows(), *wrong])
+    found = evaluate(learned, tiny_tokenizer(), path, metrics=["loss", "exact", "choice"])
+    assert found.families["capitals"]["exact"].mean == found.families["sums"]["exact"].mean == 1
+    assert found.families["capitals"]["choice"].mean == 1
+    assert found.families["wrong"]["exact"].mean == found.families["wrong"]["choice"].mean == 0
+    assert found.examples["prediction"].to_pylist()[-4:] == list(CAPITALS.values())
+    assert found.families["capitals"]["loss"].mean < 0.1 < 2 < found.families["wrong"]["loss"].mean
+    assert found.left_out == {"loss": 0, "exact": 0, "choice": 3, "choice_normalised": 3}
+    assert "choice" not in found.families["sums"]
+    assert found.examples["choice"].to_pylist()[4:7] == [None] * 3
+
+
+def test_sampling_and_penalties_that_a_model_asks_for_do_not_matter_and_its_state_is_left_as_it_was(
+    learned: PreTrainedModel, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "rows.jsonl", known_rows())
+    asked = GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=50.0, max_new_tokens=1)
+    before, learned.generation_config = learned.generation_config, asked
+    learned.train()
+    learned.model.layers[0].eval()
+    modes = [module.training for module in learned.modules()]
+    try:
+        assert evaluate(learned, tiny_tokenizer(), path, metrics=["exact"]).overall["exact"].mean == 1
+        assert learned.generation_config.to_dict() == asked.to_dict()
+        assert [module.training for module in learned.modules()] == modes
+    finally:
+        learned.generation_config = before
+        learned.eval()
+
+
+def test_case_is_ignored_only_when_asked_for_and_white_space_at_the_ends_always(
+    learned: PreTrainedModel, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "rows.jsonl", [row("Capital of France?", " PARIS\n", "a")])
+    exact = {
+        ignored: evaluate(
+            learned, tiny_tokenizer(), path, metrics=["exact"], generation=GenerationSettings(ignore_case=ignored)
+        ).overall["exact"].mean
+        for ignored in (False, True)
+    }  # fmt: skip
+    assert exact == {False: 0, True: 1}
+
+
+@given(
+    before=st.sampled_from(["", "\n", " \n\n "]), line=st.text("ab ", min_size=1).filter(str.strip),
+    after=st.sampled_from(["", "\n", "\nmore", "###", "###\nmore"]),
+)  # fmt: skip
+def test_a_response_ends_at_its_closing_or_first_line_break(before: str, line: str, after: str) -> None:
+    text = "<think></think>" + before + line + after
+    whole, ended = Prompt((1,), 9, "<think></think>", "###").cut(text)
+    assert (whole, ended) == (before + line + after.partition("###")[0], "###" in after)
+    first, ended = Prompt((1,), 9, "<think></think>", "###", one_line=True).cut(text)
+    assert (first.strip(), ended) == (line.strip(), bool(after))
+
+
+THINKING = CHATML.replace(
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content']",
+    "{{ '<|im_start|>' + message['role'] + '\n' + "
+    "('<think>\n\n</think>\n\n' if message['role'] == 'assistant' else '') + message['content']",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "opening", "closing"),
+    [(CHATML, "", "<|im_end|>"), (CHATML_MARKED, "", "<|im_end|>"), (THINKING, "<think>\n\n</think>\n\n", "<|im_end|>"),
+     ("{% for m in messages %}{{ m['content'] + '\n\n' }}{% endfor %}", "", "")],
+)  # fmt: skip
+def test_what_a_template_prints_around_a_response_is_told_from_it(
+    template: str, opening: str, closing: str, tmp_path: Path
+) -> None:
+    data = read_eval_set(write(tmp_path / "rows.jsonl", [row("think", "x", "a")]), tiny_tokenizer(template))
+    prompt = row_prompt(data.encoder, data.rows[0], None, False)
+    assert (prompt.opening, prompt.closing) == (opening, closing)
+    ids, response = data[0]
+    whole = data.encoder.tokenizer.decode(ids)
+    assert whole.startswith(data.encoder.tokenizer.decode(prompt.ids) + opening + "x" + closing)
+    assert data.encoder.tokenizer.decode(ids[response]) == opening + "x" + closing
+    assert prompt.cut(opening + "x" + closing + "more")[0] == ("x" if closing else "xmore")
+    assert conversation_prompt(data.encoder, [{"role": "user", "content": "think"}], 9, False).ids == prompt.ids
+
+
+def test_a_template_whose_end_is_no_token_ends_the_response_in_its_text(tmp_path: Path) -> None:
+    template = (
+        "{% for message in messages %}{{ '[' + message['role'] + ']' + message['content'] }}"
+        "{% if message['role'] == 'assistant' %}{{ '[over]' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    )
+    data = read_eval_set(write(tmp_path / "rows.jsonl", known_rows()), tiny_tokenizer(template))
+    model = tiny_model("llama")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = example_losses(model, collate(data, range(len(data)))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = evaluate(model, data.encoder.tokenizer, data, metrics=["exact"])
+    assert found.overall["exact"].mean == 1
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_options_after_a_prompt_computed_once_score_as_with_the_whole_prompt_each(kind: str, tmp_path: Path) -> None:
+    model, data = tiny_model(kind), varied(tmp_path)
+    shared = score_options(model, data.encoder, data.rows, 400)
+    whole = score_options(model, data.encoder, data.rows, 1, share_prompt=False)
+    assert [choice is None for choice in shared] == [not row.options for row in data.rows]
+    for one, other, asked in zip(shared, whole, data.rows, strict=True):
+        if one is not None and other is not None:
+            np.testing.assert_allclose(one.likelihoods, other.likelihoods, atol=2e-4)
+            assert one.answer == len(asked.options or ()) - 1
+
+
+def test_an_options_likelihood_is_its_loss_times_its_tokens(tmp_path: Path) -> None:
+    model, data = tiny_model("gpt2"), varied(tmp_path)
+    choices = score_options(model, data.encoder, data.rows, 500)
+    right = [choice.likelihoods[choice.answer] for choice in choices if choice]
+    losses = evaluate(model, data.encoder.tokenizer, data, metrics=["loss"]).examples["loss"].to_numpy()
+    asked = [number for number, found in enumerate(data.rows) if found.options]
+    expected = [-losses[number] * data[number][1].sum() for number in asked]
+    np.testing.assert_allclose(right, expected, rtol=1e-4)
+
+
+def test_scorers_see_prompt_response_and_row_and_players_the_model(learned: PreTrainedModel, tmp_path: Path) -> None:
+    rows = [{**given, "points": number} for number, given in enumerate(known_rows())]
+
+    def points(prompt: list[dict[str, str]], response: str, row: Mapping[str, Any]) -> float:
+        country = prompt[-1]["content"].removeprefix("Capital of ").removesuffix("?")
+        return row["points"] if CAPITALS.get(country) == response else -1
+
+    def chain(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Two questions one after the other, the second after the answer to the first."""
+        first = respond([[{"role": "user", "content": f"Capital of {country}?"}] for country in CAPITALS])
+        again = respond([[{"role": "user", "content": "1 + 1"}]])
+        return [float([*first, *again] == [*CAPITALS.values(), "2"])] * 4 + [np.nan] * 3
+
+    found = evaluate(
+        learned, tiny_tokenizer(), write(tmp_path / "rows.jsonl", rows), metrics=[], scorers={"points": points},
+        players={"chain": chain},
+    )  # fmt: skip
+    assert found.examples["points"].to_pylist() == [0, 1, 2, 3, -1, -1, -1]
+    assert found.overall["chain"].mean == 1
+    assert found.left_out["chain"] == 3
+
+
+def test_a_scorer_that_fails_names_the_row(learned: PreTrainedModel, tmp_path: Path) -> None:
+    def scorer(prompt: list[dict[str, str]], response: str, row: Mapping[str, Any]) -> float:
+        return {"Paris": 1.0, "Rome": float("nan")}[response]
+
+    def run(rows: list[dict[str, Any]]) -> Evaluation:
+        path = write(tmp_path / "rows.jsonl", rows)
+        return evaluate(learned, tiny_tokenizer(), path, metrics=[], scorers={"mine": scorer})
+
+    with pytest.raises(DataError, match=r"line 2: the scorer mine gave nan"):
+        run(known_rows()[:2])
+    with pytest.raises(DataError, match=r"line 2: the scorer mine failed on it: KeyError"):
+        run([known_rows()[0], known_rows()[2]])
+    with pytest.raises(SettingsError, match="the player two returned 1 scores for 7 rows"):
+        evaluate(
+            learned, tiny_tokenizer(), write(tmp_path / "rows.jsonl", known_rows()), metrics=[],
+            players={"two": lambda respond, rows: [1.0]},
+        )  # fmt: skip
+
+
+def test_reasoning_gym_scores_its_own_entries() -> None:
+    gym = pytest.importorskip("reasoning_gym")
+    for name in ("chain_sum", "letter_counting"):
+        entry = json.loads(json.dumps(gym.create_dataset(name, seed=7, size=1)[0]))
+        row = {"metadata": {"dataset": name, "entry": entry}}
+        assert reasoning_gym([], entry["answer"], row) == 1
+        assert reasoning_gym([], "no idea", row) < 0.1
+
+
+def test_functions_are_found_by_name() -> None:
+    assert load_function("pursuit.evaluate.scorers:reasoning_gym") is reasoning_gym
+    for place, reason in {
+        "json.dumps": "package.module:function", "no_such_module:f": "cannot be imported", "json:nothing": "has no",
+        "pursuit.evaluate.plan:METRICS": "not a function",
+    }.items():  # fmt: skip
+        with pytest.raises(SettingsError, match=reason):
+            load_function(place)
+
+
+PARIS = row("Capital of France?", "Paris", "a")
+BAD_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({**PARIS, "options": ["Rome", "Oslo"]}, "the response is 'Paris', which is none of its options"),
+    ({**PARIS, "options": ["Rome", "Paris"], "answer": "B"}, "field 'answer' is 'B', which is none"),
+    ({**PARIS, "options": ["Rome", "Paris"], "answer": 2}, "answer 2 is no position in its 2 options"),
+    ({**PARIS, "options": ["Paris"]}, "at least two options"),
+    ({**PARIS, "options": ["Paris", "Paris"]}, "no two of them the same"),
+    ({**PARIS, "options": "Paris"}, "a list of texts"),
+    ({"text": ""}, "empty text"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD_ROWS)
+def test_a_row_that_cannot_be_scored_is_named_with_its_line_or_skipped(
+    bad: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    from pursuit.pool import Pool
+
+    path = write(tmp_path / "rows.jsonl", [PARIS, bad])
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: .*{reason}"):
+        read_eval_set(path, tiny_tokenizer())
+    data = read_eval_set(Pool(path, on_bad_row="skip"), tiny_tokenizer())
+    assert len(data) == 1
+    assert [refusal.line for refusal in data.refused] == [2]
+
+
+def test_what_cannot_be_done_is_said_before_the_model_is_used(tmp_path: Path) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was used")
+
+    model = tiny_model("llama")
+    model.forward = refuse  # type: ignore[method-assign]
+    chat, plain = write(tmp_path / "chat.jsonl", [PARIS]), write(tmp_path / "plain.jsonl", [{"text": "a poem"}])
+    empty = write(tmp_path / "empty.jsonl", [])
+
+    def asked(data: Path | None, **more: Any) -> Callable[[], Evaluation]:
+        return lambda: evaluate(model, tiny_tokenizer(), data, **more)
+
+    cases: list[tuple[Callable[[], Evaluation], type[Exception], str]] = [
+        (asked(chat, metrics=["los"]), SettingsError, "'los' is not known; choose from loss, exact, choice"),
+        (asked(chat, metrics=["choice"]), DataError, "none of the 1 rows has options"),
+        (asked(plain, metrics=["exact"]), DataError, "plain text"),
+        (asked(empty), DataError, "the file holds no rows"),
+        (asked(chat, metrics=[]), SettingsError, "no metric was asked for"),
+        (asked(None), SettingsError, "nothing to score on"),
+        (asked(chat, scorers={"loss": lambda *_: 1.0}), SettingsError, "name is taken"),
+    ]
+    for call, kind, reason in cases:
+        with pytest.raises(kind, match=reason):
+            call()
+    with pytest.raises(SettingsError, match="at least 1"):
+        GenerationSettings(max_new_tokens=0)
+
+
+def test_plain_texts_have_a_loss_and_are_left_out_of_the_rest(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"text": "The capital of France is Paris.", "source": "texts"}, PARIS])
+    found = evaluate(tiny_model("opt"), tiny_tokenizer(), path)
+    assert found.left_out == {"loss": 0, "exact": 1}
+    assert found.examples["prediction"].null_count == found.examples["reference"].null_count == 1
+
+
+def test_a_broken_model_is_an_error_that_says_so(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    nn.init.constant_(model.lm_head.weight, torch.nan)
+    with pytest.raises(ModelError, match=r"not a number on 1 of 1 rows, the first .*rows\.jsonl, line 1"):
+        evaluate(model, tiny_tokenizer(), write(tmp_path / "rows.jsonl", [PARIS]), metrics=["loss"])
+
+
+def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
+    draw = np.random.default_rng(0)
+    covered: dict[str, list[bool]] = {}
+    for _ in range(1500):
+        cases = {
+            "normal": (score(draw.normal(3, 2, 12)), 3),
+            "share": (score(draw.random(40) < 0.3), 0.3),
+            "rare": (score(draw.random(30) < 0.02), 0.02),
+            "macro": (macro_score([draw.normal(mean, 1 + mean, 20) for mean in range(6)]), 2.5),
+            "few each": (macro_score([draw.normal(mean, 1, 3) for mean in range(4)]), 1.5),
+            "macro share": (macro_score([draw.random(15) < mean / 8 for mean in range(9)]), 0.5),
+        }
+        for name, (found, truth) in cases.items():
+            covered.setdefault(name, []).append(found.low <= truth <= found.high)  # type: ignore[operator]
+    shares = {name: np.mean(values) for name, values in covered.items()}
+    assert all(share > 0.92 for share in shares.values()), shares
+    assert all(shares[name] < 0.975 for name in ("normal", "share", "macro")), shares
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30))
+def test_an_interval_holds_its_mean(values: list[float]) -> None:
+    found = score(values)
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
+    if found.low is not None and found.high is not None:
+        assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
+    else:
+        assert len(values) == 1
