@@ -247,10 +247,10 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, budget):
     stop=st.integers(-25, 25), picks=st.lists(st.integers(0, 1000), max_size=9),
 )  # fmt: skip
 def test_sharded_rows_read_like_an_array(n, t, shard_rows, start, stop, picks):
-    from pursuit.features import _Sharded
+    from pursuit.feature_rows import Sharded
 
     array = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
-    sharded = _Sharded([torch.from_numpy(array[i : i + shard_rows]) for i in range(0, n, shard_rows)], shard_rows)
+    sharded = Sharded([torch.from_numpy(array[i : i + shard_rows]) for i in range(0, n, shard_rows)], shard_rows)
     assert sharded.shape == array.shape
     np.testing.assert_array_equal(sharded[start:stop], array[start:stop])
     np.testing.assert_array_equal(sharded[::2], array[::2])

@@ -161,6 +161,11 @@ def test_random_is_nested_and_stratified_keeps_the_mixture():
         assert abs((chosen == name).sum() - 90 * (sources == name).mean()) < 1
 
 
+def along_a_trajectory(name):
+    """The settings with which a method takes features of several checkpoints."""
+    return {"at": "last"} if "at" in type(method(name)).model_fields else {}
+
+
 @given(n=st.integers(1, 60), share=st.floats(0.01, 1), name=st.sampled_from(sorted(METHODS)), seed=st.integers(0, 5))
 @pytest.mark.filterwarnings("ignore:.*too many.*")
 def test_every_method_chooses_exactly_the_budget(n, share, name, seed):
@@ -169,7 +174,7 @@ def test_every_method_chooses_exactly_the_budget(n, share, name, seed):
     features = with_losses_and_lengths(features)
     target = Features.from_array(rng.standard_normal((3, 2, 5)))
     budget = max(1, round(share * n))
-    selection = method(name).select(features, budget, target=target, seed=seed)
+    selection = method(name, **along_a_trajectory(name)).select(features, budget, target=target, seed=seed)
     assert len(selection) == budget
     assert len(set(selection.indices.tolist())) == budget
 
@@ -178,9 +183,10 @@ def test_every_method_chooses_exactly_the_budget(n, share, name, seed):
 def test_the_choice_is_the_same_again_and_however_the_features_are_served(name):
     features, _ = planted_features(n=2000)
     target = Features.from_array(np.random.default_rng(2).standard_normal((4, 3, 24)))
-    small = {"memory_bytes": 1 << 20} if "memory_bytes" in type(method(name)).model_fields else {}
-    first = method(name).select(features, 70, target=target, seed=9)
-    for pool, settings in ((features, {}), (Served(features), {}), (Served(features), small)):
+    plain = along_a_trajectory(name)
+    small = plain | ({"memory_bytes": 1 << 20} if "memory_bytes" in type(method(name)).model_fields else {})
+    first = method(name, **plain).select(features, 70, target=target, seed=9)
+    for pool, settings in ((features, plain), (Served(features), plain), (Served(features), small)):
         again = method(name, **settings).select(pool, 70, target=target, seed=9)
         assert again.indices.tolist() == first.indices.tolist()
         np.testing.assert_array_equal(again.weights, first.weights)

@@ -41,10 +41,10 @@ def test_longest_takes_the_longest_responses_and_of_equal_ones_the_first():
 def test_loss_takes_a_band_of_the_last_or_the_average_loss():
     losses = [[9.0, 0.0, 3.0, 4.0, 1.0], [1.0, 2.0, 3.0, 4.0, 3.0]]
     features = known(losses=losses, weights=(0.75, 0.25))
-    assert Loss().select(features, 3).indices.tolist() == [3, 2, 4]
-    assert Loss(band="low").select(features, 2).indices.tolist() == [0, 1]
-    assert Loss(band="middle").select(features, 3).indices.tolist() == [2, 4, 1]  # ranks 1, 2, 3.5, 5, 3.5
-    average = Loss(checkpoints="average").select(features, 5)  # 7, 0.5, 3, 4, 1.5
+    assert Loss(at="last").select(features, 3).indices.tolist() == [3, 2, 4]
+    assert Loss(at="last", band="low").select(features, 2).indices.tolist() == [0, 1]
+    assert Loss(at="last", band="middle").select(features, 3).indices.tolist() == [2, 4, 1]  # ranks 1, 2, 3.5, 5, 3.5
+    average = Loss(at="average").select(features, 5)  # 7, 0.5, 3, 4, 1.5
     assert average.indices.tolist() == [0, 3, 2, 4, 1]
     np.testing.assert_allclose(average.scores, [7, 4, 3, 1.5, 0.5])
 
@@ -256,8 +256,8 @@ def test_a_run_brings_what_each_of_them_needs(tmp_path):
     assert longest == [6, 13, 20, 27]
     features = run.extract()
     hardest = np.argsort(-features.losses[-1], kind="stable")[:5]
-    assert run.select(Loss(), 5).selection.indices.tolist() == hardest.tolist()
+    assert run.select(Loss(at="last"), 5).selection.indices.tolist() == hardest.tolist()
     average = features.weights @ features.gradient_norms.astype(float)
     assert run.select(GradNorm(), 5).selection.indices.tolist() == np.argsort(-average, kind="stable")[:5].tolist()
-    for selector in (Perplexity(), Craig(), D2()):
+    for selector in (Perplexity(at="last"), Craig(), D2()):
         assert len(run.select(selector, 5).selection) == 5

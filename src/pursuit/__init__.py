@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Omp,
         Perplexity,
         Random,
+        Rds,
         Selection,
         Stratified,
         Tagcos,
@@ -37,14 +38,14 @@ if TYPE_CHECKING:
 _PLACES = {
     "Craig": "selectors", "D2": "selectors", "Features": "features", "GradNorm": "selectors", "Gtp": "selectors",
     "KCenter": "selectors", "Less": "selectors", "Longest": "selectors", "Loss": "selectors", "Omp": "selectors",
-    "Perplexity": "selectors", "PursuitError": "errors", "Random": "selectors", "Run": "run",
-    "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors", "export_selection": "trainer_export",
-    "export_subset": "trainer_export", "inspect": "inspection",
+    "Perplexity": "selectors", "PursuitError": "errors", "Random": "selectors", "Rds": "selectors",
+    "Run": "run", "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors",
+    "export_selection": "trainer_export", "export_subset": "trainer_export", "inspect": "inspection",
 }  # fmt: skip
 
 __all__ = [
     "Craig", "D2", "Features", "GradNorm", "Gtp", "KCenter", "Less", "Longest", "Loss", "Omp", "Perplexity",
-    "PursuitError", "Random", "Run", "Selection", "Stratified", "Tagcos", "export_selection", "export_subset",
+    "PursuitError", "Random", "Rds", "Run", "Selection", "Stratified", "Tagcos", "export_selection", "export_subset",
     "inspect",
 ]  # fmt: skip
 

@@ -75,7 +75,8 @@ def chosen_table(selection: Selection, features: Features) -> pa.Table:
     """One row a chosen row, in order of choice.
 
     Columns: index (row of the features), rank (from 1), weight, cluster (-1 without), score (NaN without), loss and
-    gradient_norm at the last checkpoint (NaN unknown), target (the set it was chosen for, with several), and what the pool says of the row: source, path, line, lengths.
+    gradient_norm at the last checkpoint (NaN unknown), target (the set it was chosen for), and what the
+    pool says of the row: source, path, line, lengths.
     """
     k, indices = len(selection), selection.indices
     about = features.rows.take(pa.array(indices))

@@ -152,15 +152,22 @@ class Run:
             for note in notes:
                 warnings.warn(note, stacklevel=2)
             count = parse_budget(budget, int(keep.sum()))
-            features = self.stages.features() if chosen.needs_features else Features.without_gradients(encoded.rows)
-            wanted = chosen.needs_target or (chosen.uses_target and self.settings.target)
-            target = self.stages.target_features() if wanted else None
+            features, target = self._features_for(chosen, encoded)
             with self.folder.timed(f"select {chosen.name}"):
                 rows = narrowed(features, keep)
                 rows = rows.on(self.engine) if self.settings.engine != "local" and chosen.needs_features else rows
                 selection = widened(chosen.select(rows, count, target=target, seed=seed), keep)
             left_out = {"drop_sources": list(drop_sources), "drop_leaks": drop_leaks}
             return self._publish(chosen, selection, features, encoded, subset, {"seed": seed, **left_out}, notes)
+
+    def _features_for(self, selector: Selector, encoded: Rows) -> tuple[Features, Features | None]:
+        """What a method looks at, of the pool and of the target."""
+        wanted = selector.needs_target or (selector.uses_target and self.settings.target)
+        if not selector.needs_features:
+            return Features.without_gradients(encoded.rows), None
+        if selector.needs_embeddings:
+            return self.stages.embeddings(), self.stages.target_embeddings() if wanted else None
+        return self.stages.features(), self.stages.target_features() if wanted else None
 
     def _publish(
         self, selector: Selector, selection: Selection, features: Features, encoded: Rows, out: Path | None,
@@ -184,8 +191,11 @@ class Run:
         """Seconds of the stages that the method needs, and of training for the warm-up's epochs at its pace."""
         seconds = self.folder.timings()
         stages = ["encode", f"select {selector.name}"]
-        stages += ["warm-up", "features"] if selector.needs_features else []
-        stages += ["target"] if selector.needs_target or (selector.uses_target and self.settings.target) else []
+        wanted = selector.needs_target or (selector.uses_target and self.settings.target)
+        if selector.needs_embeddings:
+            stages += ["embeddings", *(["target embeddings"] if wanted else [])]
+        elif selector.needs_features:
+            stages += ["warm-up", "features", *(["target"] if wanted else [])]
         cost: dict[str, float | None] = {"selection_seconds": sum(seconds.get(stage, 0.0) for stage in stages)}
         if "warm-up" not in seconds:
             return cost

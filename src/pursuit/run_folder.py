@@ -26,13 +26,18 @@ class Part:
 
     Attributes:
         paths: the pool's files.
-        encoded, features: folders of tokens and of gradient features.
+        encoded, features, embeddings: folders of tokens, of gradient features, and of the base model's embeddings.
     """
 
     number: int
     paths: list[str]
     encoded: Path
     features: Path
+
+    @property
+    def embeddings(self) -> Path:
+        """Beside the features."""
+        return self.features.with_name("embeddings")
 
     @property
     def name(self) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pursuit.encoding import EncodedPool, Encoder, encode_pool
 from pursuit.errors import RunError, SelectionError, StoreError
 from pursuit.features import Features, FeatureStore
 from pursuit.files import fingerprint, read_json, write_json
+from pursuit.gradients.embeddings import embed, finished_embeddings
 from pursuit.gradients.extract import extract, finished_store
 from pursuit.mirror import Mirror, set_mirror
 from pursuit.models import load_model, load_tokenizer, model_fingerprint
@@ -115,6 +116,33 @@ class Stages:
             parts = [store.features(part.rows) for store, part in zip(stores, self._encoded, strict=True)]
             return joined_features(parts, rows.rows)
 
+    def embeddings(self) -> Features:
+        """Embeddings and losses of the pool from the model as it was given; no warm-up is needed."""
+        rows, parts = self.encode(), self.folder.parts(self.settings.pool)
+        with self.folder.timed("embeddings"):
+            found = [
+                self._embedded(part.embeddings, encoded, "embeddings").features(encoded.rows)
+                for part, encoded in zip(parts, self._encoded, strict=True)
+            ]
+            return joined_features(found, rows.rows)
+
+    def target_embeddings(self) -> Features:
+        """The same of the target's rows."""
+        encoded, folder = self.encode_target()
+        with self.folder.timed("target embeddings"):
+            return self._embedded(folder / "embeddings", encoded, "target embeddings").features(encoded.rows)
+
+    def _embedded(self, folder: Path, encoded: EncodedPool, describe: str) -> FeatureStore:
+        recipe = self.settings.feature_recipe()
+        provenance = {
+            "model": self.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
+        }  # fmt: skip
+        store = finished_embeddings(folder, len(encoded), provenance=provenance, dtype=recipe.dtype)
+        return store or embed(
+            self.base_model, encoded, folder, provenance=provenance, dtype=recipe.dtype,
+            batch_tokens=recipe.batch_tokens, shard_rows=recipe.shard_rows, describe=describe,
+        )  # fmt: skip
+
     def store(self, number: int, trajectory: Trajectory) -> FeatureStore:
         """The filled store of one part."""
         part = self.folder.parts(self.settings.pool)[number]
@@ -203,13 +231,21 @@ class Stages:
     def model(self) -> nn.Module:
         """The model with its trainable parameters, loaded when first needed."""
         s = self.settings
-        loaded = load_model(
+        return prepare_trainable(
+            self._loaded(), lora=s.lora_recipe(), adapter=s.adapter, weights=s.weights, seed=s.warmup.seed or 0
+        )
+
+    @cached_property
+    def base_model(self) -> nn.Module:
+        """The model as it was given: a copy of its own, because a warm-up may train weights in place."""
+        return self._loaded()
+
+    def _loaded(self) -> PreTrainedModel:
+        s = self.settings
+        return load_model(
             self.model_name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code,
             revision=s.revision, attention=s.attention,
         )  # fmt: skip
-        return prepare_trainable(
-            loaded, lora=s.lora_recipe(), adapter=s.adapter, weights=s.weights, seed=s.warmup.seed or 0
-        )
 
     @property
     def model_name(self) -> str:

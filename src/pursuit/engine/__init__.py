@@ -64,7 +64,7 @@ def engine_for(
     name: str = "local", *, address: str | None = None, workers: int | None = None, device: str = "auto",
     folder: Path | None = None,
 ) -> Engine:  # fmt: skip
-    """The engine of a name.
+    """The engine of a name. Asked again for the same, Ray's workers are the same until the engine is closed.
 
     Args:
         name: "local" or "ray".
@@ -84,8 +84,8 @@ def engine_for(
         return LOCAL
     if importlib.util.find_spec("ray") is None:
         raise SettingsError('engine ray needs one more package: pip install "pursuit[ray]"')
-    from pursuit.engine.ray_engine import RayEngine
+    from pursuit.engine.ray_engine import ray_engine
 
-    return RayEngine(address, workers=workers, device=device, folder=folder)
+    return ray_engine(address, workers, device, folder)
 
 

@@ -7,6 +7,7 @@ one's own are copied once to every machine.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import socket
@@ -87,9 +88,13 @@ class RayEngine:
         """Process id and machine of every worker that has started."""
         return [(member.process, member.machine) for member in self._pool.members.values()]
 
+    def is_open(self) -> bool:
+        """Whether it still has workers."""
+        return ray.is_initialized() and not self._pool.closed
+
     def close(self) -> None:
         """Stop the workers, and Ray where it was started for them."""
-        if ray.is_initialized():
+        if self.is_open():
             self._pool.close()
             if self._started:
                 ray.shutdown()
@@ -99,6 +104,23 @@ class RayEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_running: dict[tuple[str | None, int | None, str], RayEngine] = {}
+
+
+def ray_engine(address: str | None, workers: int | None, device: str, folder: Path | None) -> RayEngine:
+    """A RayEngine; asked for again with the same wishes, one with the same workers, until it is closed.
+
+    Otherwise a second run in the same process would wait for the processors that the workers of the first hold.
+    """
+    wishes = (address, workers, device)
+    engine = _running.get(wishes)
+    if engine is None or not engine.is_open():
+        engine = _running[wishes] = RayEngine(address, workers=workers, device=device)
+    there = copy.copy(engine)
+    there.folder = folder
+    return there
 
 
 class SpreadMatrix:
@@ -161,8 +183,8 @@ def _connect(address: str | None) -> bool:
         where = f"at {address!r}" if address else "on this machine"
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise RunError(
-            f"no Ray cluster {where}: {reason.rstrip('.')}. Start one with `ray start --head` and name it with --ray-address, or "
-            "leave the address out: Ray is then started on this machine."
+            f"no Ray cluster {where}: {reason.rstrip('.')}. Start one with `ray start --head` and name it with "
+            "--ray-address, or leave the address out: Ray is then started on this machine."
         ) from error
     return address is None
 

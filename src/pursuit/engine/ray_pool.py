@@ -52,6 +52,7 @@ class Pool:
         self.members: dict[int, Member] = {}
         self.starting: dict[Any, tuple[int, Any]] = {}
         self.stale: list[str] = []  # functions and matrices that nobody needs any more
+        self.closed = False
         self._failures, self._last_seen, self._waited = 0, time.monotonic(), False
         for number in range(size):
             self._start(number)
@@ -67,6 +68,8 @@ class Pool:
             ahead: how many results beyond the next one may be held; all without.
             advance: told of progress, see `Engine.map`.
         """
+        if self.closed:
+            raise RunError("these Ray workers were stopped; ask for the engine again.")
         reference = ray.put(function)
         try:
             yield from _Job(self, reference, items, depth, ahead, advance).results()
@@ -115,14 +118,15 @@ class Pool:
             self._last_seen, self._waited = time.monotonic(), False
         elif not self._waited and time.monotonic() - self._last_seen > PATIENCE_SECONDS:
             self._waited = True
-            wants = [f"{self.options[key]:g} {key.removeprefix('num_')}" for key in ("num_cpus", "num_gpus")]
-            say(f"no worker has started yet; each needs {' and '.join(wants)} free in the Ray cluster. Waiting.")
+            threads = self.options["num_cpus"]
+            wants = f"{threads} processor{'s' * (threads > 1)}{' and a GPU' * bool(self.options['num_gpus'])}"
+            say(f"no worker has started yet: each needs {wants} free in the Ray cluster. Waiting.")
 
     def close(self) -> None:
         """Stop all workers."""
         for handle in [*(m.handle for m in self.members.values()), *(handle for _, handle in self.starting.values())]:
             ray.kill(handle)
-        self.members, self.starting = {}, {}
+        self.members, self.starting, self.closed = {}, {}, True
 
     def _start(self, number: int) -> None:
         handle = self._actor.remote()

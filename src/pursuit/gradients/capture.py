@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from pursuit.errors import ModelError
 from pursuit.gradients.losses import Batch, example_losses
 from pursuit.gradients.scratch import Scratch
+from pursuit.gradients.split import split_model
 from pursuit.trainable import trainable_parameters
 
 Consume = Callable[[str, Tensor], None]
@@ -62,7 +63,7 @@ def batch_gradients(
     """
     shape = tuple(batch["input_ids"].shape)
     with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape) as capture:
-        losses = example_losses(model, batch)
+        losses = example_losses(model, batch, head_apart=capture.within_body(model))
         if losses.requires_grad:
             losses.sum().backward()
         capture.flush()
@@ -90,6 +91,11 @@ class _Capture:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
+
+    def within_body(self, model: nn.Module) -> bool:
+        """Whether all captured modules lie below the head, which may then be run apart from their graph."""
+        split = split_model(model)
+        return split is not None and not split.above() & set(self.owners)
 
     def _forward_hook(self, names: dict[str, str]) -> Callable[..., None]:
         def forward(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:

@@ -6,7 +6,7 @@ over several machines, makes the same batches and the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,18 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pursuit.batches import EncodedRows, collate, plan_batches
-from pursuit.errors import DataError, ModelError, StoreError
-from pursuit.features import FeatureStore, write_shard
-from pursuit.files import fingerprint, read_json, write_json
+from pursuit.batches import EncodedRows, collate
+from pursuit.errors import ModelError
+from pursuit.features import FeatureStore
 from pursuit.gradients.capture import batch_gradients, example_gradients
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import Projection, make_projection
-from pursuit.progress import progress, say
+from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
 from pursuit.recipes import Recipe
 from pursuit.trainable import trainable_parameters
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Checkpoints(Protocol):
@@ -62,28 +59,33 @@ def extract(
         DataError: a row whose loss or gradient is NaN or infinite, or that does not fit in memory alone.
         ModelError: the hooks do not reproduce this model's own gradients.
     """
+    dimension, at = prepare(model, checkpoints, encoded, recipe)
+    weights = [float(weight) for weight in checkpoints.weights()]
+    store = open_store(folder, encoded, weights, recipe, dimension, provenance)
+    fill_store(store, encoded, at, recipe.batch_tokens, shards=shards, describe=describe)
+    return store
+
+
+def prepare(
+    model: nn.Module, checkpoints: Checkpoints, encoded: EncodedRows, recipe: Recipe
+) -> tuple[int, Callable[[int], Compute]]:
+    """Make a model ready for extraction.
+
+    Returns:
+        d; and a function that loads a checkpoint into the model, checks its gradients, and gives what makes the
+        features of a batch there.
+    """
     _in_one_dtype(model)
     size = sum(p.numel() for p in trainable_parameters(model).values())
     projection = make_projection(recipe.projection, size, recipe.dimension, recipe.seed)
-    weights = [float(weight) for weight in checkpoints.weights()]
-    store = open_store(folder, encoded, weights, recipe, projection.dimension, provenance)
-    wanted = None if shards is None else set(shards)
-    missing = [(t, shard) for t, shard in store.missing() if wanted is None or shard in wanted]
-    mine = [store.shard_range(shard) for shard in range(store.num_shards) if wanted is None or shard in wanted]
-    total = store.num_checkpoints * sum(map(len, mine))
-    left = sum(len(store.shard_range(shard)) for _, shard in missing)
-    digest = store.manifest["provenance_digest"]
-    loaded = -1
-    with progress(describe, total, "rows", done=total - left) as advance:
-        for checkpoint, shard in missing:
-            if checkpoint != loaded:
-                checkpoints.load_into(model, checkpoint)
-                direction = _direction(model, checkpoints, checkpoint, recipe)
-                check_gradients(model, encoded)
-                loaded = checkpoint
-            tensors = shard_features(model, encoded, store.shard_range(shard), recipe, projection, direction, advance)
-            write_shard(store.shard_path(checkpoint, shard), tensors, digest)
-    return store
+
+    def at(checkpoint: int) -> Compute:
+        checkpoints.load_into(model, checkpoint)
+        direction = _direction(model, checkpoints, checkpoint, recipe)
+        check_gradients(model, encoded)
+        return lambda rows: batch_features(model, encoded, rows, projection, direction)
+
+    return projection.dimension, at
 
 
 def finished_store(folder: Path, rows: int, recipe: Recipe, provenance: Mapping[str, Any]) -> FeatureStore | None:
@@ -104,17 +106,10 @@ def open_store(
     provenance: Mapping[str, Any],
 ) -> FeatureStore:  # fmt: skip
     """Open the store in a folder, or begin one; refuse one made otherwise."""
-    made = _provenance(recipe, dimension, provenance)
-    manifest = {
-        "format": 1, "num_rows": len(encoded), "dimension": dimension, "dtype": recipe.dtype, "weights": weights,
-        "shard_rows": recipe.shard_rows, "provenance": made, "provenance_digest": fingerprint(made),
-    }  # fmt: skip
-    path = folder / "manifest.json"
-    if path.exists():
-        refuse_other_settings(folder, read_json(path), manifest)
-    else:
-        write_json(path, manifest)
-    return FeatureStore(folder)
+    return begin_store(
+        folder, len(encoded), dimension, weights, dtype=recipe.dtype, shard_rows=recipe.shard_rows,
+        provenance=_provenance(recipe, dimension, provenance),
+    )  # fmt: skip
 
 
 def _provenance(recipe: Recipe, dimension: int, other: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,68 +118,6 @@ def _provenance(recipe: Recipe, dimension: int, other: Mapping[str, Any]) -> dic
         **other, "dimension": dimension, "projection": recipe.projection, "seed": recipe.seed,
         "preconditioner": recipe.preconditioner, "momentum": recipe.momentum, "dtype": recipe.dtype,
     }  # fmt: skip
-
-
-def refuse_other_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise a StoreError that names each setting in which a store differs from what is asked for."""
-    old, new = _flat(found), _flat(wanted)
-    differences = [
-        f"{name}: the store has {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name != "provenance_digest"
-    ]
-    if differences:
-        raise StoreError(
-            f"{folder}: made with other settings, so it cannot be used for these.\n  " + "\n  ".join(differences)
-            + "\nChoose another run folder, or delete this one to make it anew."
-        )  # fmt: skip
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = item
-    return flat
-
-
-def shard_features(
-    model: nn.Module, encoded: EncodedRows, rows: range, recipe: Recipe, projection: Projection,
-    direction: Preconditioning, advance: Any,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Features of consecutive rows at the model's present weights, as the store keeps them."""
-    count = len(rows)
-    tensors = {
-        "features": torch.empty(count, projection.dimension, dtype=DTYPES[recipe.dtype]),
-        "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
-    }  # fmt: skip
-    pending = plan_batches(rows, encoded.lengths, recipe.batch_tokens)[::-1]
-    while pending:
-        batch = pending.pop()
-        try:
-            found = batch_features(model, encoded, batch, projection, direction)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            _halve(batch, pending, encoded, error)
-            continue
-        places = torch.tensor([row - rows.start for row in batch])
-        for name, values in found.items():
-            tensors[name][places] = values.to(tensors[name].dtype)
-        advance(len(batch))
-    return tensors
-
-
-def _halve(batch: list[int], pending: list[list[int]], encoded: EncodedRows, error: BaseException) -> None:
-    if len(batch) == 1:
-        raise _row_error(
-            encoded, batch[0], f"{encoded.lengths[batch[0]]} tokens do not fit in memory; lower --max-length"
-        ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    say(f"out of memory with {len(batch)} rows of {encoded.lengths[batch[0]]} tokens: going on with half as many")
-    middle = len(batch) // 2
-    pending += [batch[middle:], batch[:middle]]
 
 
 def batch_features(
@@ -216,7 +149,7 @@ def batch_features(
     norms = projected.norm(dim=1)
     for place, row in enumerate(rows):
         if not (torch.isfinite(losses[place]) and torch.isfinite(squares[place]) and torch.isfinite(norms[place])):
-            raise _row_error(
+            raise row_error(
                 encoded, row, f"loss {losses[place]:.4g}, gradient norm {squares[place].sqrt():.4g}: not finite. "
                 "Try --dtype float32, or look at this row."
             )  # fmt: skip
@@ -267,10 +200,3 @@ def _direction(model: nn.Module, checkpoints: Checkpoints, number: int, recipe: 
     state = checkpoints.moments(number) if recipe.preconditioner in ("less", "adam") else None
     device = next(iter(trainable_parameters(model).values())).device
     return Preconditioning(recipe.preconditioner, state, recipe.momentum, device)
-
-
-def _row_error(encoded: EncodedRows, row: int, reason: str) -> DataError:
-    table = getattr(encoded, "rows", None)
-    if table is None:
-        return DataError(f"row {row}: {reason}")
-    return DataError(reason, path=table["path"][row].as_py(), line=table["line"][row].as_py())

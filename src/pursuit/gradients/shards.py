@@ -1,0 +1,140 @@
+"""Filling a feature store: what the pass for gradients and the pass for embeddings share.
+
+The unit of work is one shard at one checkpoint. Batches are planned within a shard, so a pass that was killed, or split
+over several machines, makes the same batches and the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pursuit.batches import EncodedRows, plan_batches
+from pursuit.errors import DataError, StoreError
+from pursuit.features import FeatureStore
+from pursuit.files import fingerprint, read_json, write_json
+from pursuit.progress import Advance, progress, say
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+Compute = Callable[[list[int]], Mapping[str, Tensor]]  # rows of one batch → the store's tensors for them
+
+
+def begin_store(
+    folder: Path, num_rows: int, dimension: int, weights: Sequence[float], *, dtype: str, shard_rows: int,
+    provenance: Mapping[str, Any],
+) -> FeatureStore:  # fmt: skip
+    """Open the store in a folder, or begin one.
+
+    Raises:
+        StoreError: the folder holds features made with other settings (each difference is named).
+    """
+    manifest = {
+        "format": 1, "num_rows": num_rows, "dimension": dimension, "dtype": dtype, "weights": list(weights),
+        "shard_rows": shard_rows, "provenance": dict(provenance), "provenance_digest": fingerprint(provenance),
+    }  # fmt: skip
+    path = folder / "manifest.json"
+    if path.exists():
+        refuse_other_settings(folder, read_json(path), manifest)
+    else:
+        write_json(path, manifest)
+    return FeatureStore(folder)
+
+
+def refuse_other_settings(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise a StoreError that names each setting in which a store differs from what is asked for."""
+    old, new = _flat(found), _flat(wanted)
+    differences = [
+        f"{name}: the store has {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name != "provenance_digest"
+    ]
+    if differences:
+        raise StoreError(
+            f"{folder}: made with other settings, so it cannot be used for these.\n  " + "\n  ".join(differences)
+            + "\nChoose another run folder, or delete this one to make it anew."
+        )  # fmt: skip
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= _flat(item, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = item
+    return flat
+
+
+def fill_store(
+    store: FeatureStore, encoded: EncodedRows, at: Callable[[int], Compute], batch_tokens: int, *,
+    shards: Iterable[int] | None = None, describe: str,
+) -> None:  # fmt: skip
+    """Make the shards that are missing, checkpoint by checkpoint; what already stands whole is kept.
+
+    Args:
+        at: prepares a checkpoint, and gives the function that makes one batch's tensors at it.
+        batch_tokens: padded tokens a batch, which bounds the memory.
+        shards: only these shard numbers; all without.
+    """
+    wanted = None if shards is None else set(shards)
+    missing = store.missing(wanted)
+    mine = [store.shard_range(shard) for shard in range(store.num_shards) if wanted is None or shard in wanted]
+    total = store.num_checkpoints * sum(map(len, mine))
+    left = sum(len(store.shard_range(shard)) for _, shard in missing)
+    prepared = -1
+    with progress(describe, total, "rows", done=total - left) as advance:
+        for checkpoint, shard in missing:
+            if checkpoint != prepared:
+                compute = at(checkpoint)
+                prepared = checkpoint
+            tensors = shard_tensors(store, encoded, store.shard_range(shard), compute, batch_tokens, advance)
+            store.write(checkpoint, shard, tensors)
+
+
+def shard_tensors(
+    store: FeatureStore, encoded: EncodedRows, rows: range, compute: Compute, batch_tokens: int, advance: Advance
+) -> dict[str, Tensor]:
+    """The tensors of consecutive rows as the store keeps them; batches are halved where memory runs out."""
+    count, manifest = len(rows), store.manifest
+    tensors = {
+        "features": torch.empty(count, manifest["dimension"], dtype=DTYPES[manifest["dtype"]]),
+        "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
+    }  # fmt: skip
+    pending = plan_batches(rows, encoded.lengths, batch_tokens)[::-1]
+    while pending:
+        batch = pending.pop()
+        try:
+            found = compute(batch)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            _halve(batch, pending, encoded, error)
+            continue
+        places = torch.tensor([row - rows.start for row in batch])
+        for name, values in found.items():
+            tensors[name][places] = values.to(tensors[name].dtype)
+        advance(len(batch))
+    return tensors
+
+
+def _halve(batch: list[int], pending: list[list[int]], encoded: EncodedRows, error: BaseException) -> None:
+    if len(batch) == 1:
+        raise row_error(
+            encoded, batch[0], f"{encoded.lengths[batch[0]]} tokens do not fit in memory; lower --max-length"
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    say(f"out of memory with {len(batch)} rows of {encoded.lengths[batch[0]]} tokens: going on with half as many")
+    middle = len(batch) // 2
+    pending += [batch[middle:], batch[:middle]]
+
+
+def row_error(encoded: EncodedRows, row: int, reason: str) -> DataError:
+    """A DataError that names the row's file and line, where they are known."""
+    table = getattr(encoded, "rows", None)
+    if table is None:
+        return DataError(f"row {row}: {reason}")
+    return DataError(reason, path=table["path"][row].as_py(), line=table["line"][row].as_py())
