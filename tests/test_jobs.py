@@ -121,3 +121,12 @@ def test_killed_jobs_go_on_to_the_same_store(place, alone, tmp_path):  # noqa: F
     if status(tmp_path / "run").parts[0].missing:
         subprocess.run([*command, "1/2"], check=True, stdout=subprocess.DEVNULL)
     assert shards(run.folder.features) == alone
+
+
+def test_many_jobs_may_begin_at_once(place, alone, tmp_path):  # noqa: F811
+    run = new_run(place, tmp_path / "run")
+    run.warmup()
+    command = [sys.executable, "-m", "pursuit.cli", "extract", "--run", str(tmp_path / "run"), "--shard"]
+    started = [subprocess.Popen([*command, f"{number}/4"], stdout=subprocess.DEVNULL) for number in range(1, 5)]
+    assert [job.wait(120) for job in started] == [0] * 4
+    assert shards(run.folder.features) == alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RunError(f"{path}: cannot be written ({error.strerror}). Choose another folder.") from error
         raise
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a folder's small files for a moment: processes that begin the same store do so one after another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

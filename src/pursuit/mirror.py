@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 
 from pursuit.errors import SettingsError, StoreError
-from pursuit.files import atomic_path, read_json, write_json
+from pursuit.files import atomic_path, one_at_a_time, read_json, write_json
 
 RECORD = "mirror.json"  # in the local folder: where its mirror is
 
@@ -80,5 +80,6 @@ def mirror_of(folder: Path) -> Mirror | None:
 def set_mirror(folder: Path, url: str) -> None:
     """From now on what is finished in `folder` also goes to `url`."""
     Mirror(url)  # an unknown kind is found now
-    if not (folder / RECORD).exists():
-        write_json(folder / RECORD, {"url": url})
+    with one_at_a_time(folder):
+        if not (folder / RECORD).exists():
+            write_json(folder / RECORD, {"url": url})

@@ -134,6 +134,8 @@ class Stages:
 
     def _embedded(self, folder: Path, encoded: EncodedPool, describe: str) -> FeatureStore:
         recipe = self.settings.feature_recipe()
+        if self.settings.store and self.folder.targets not in folder.parents:
+            set_mirror(folder, f"{self.settings.store}/{folder.relative_to(self.folder.path)}")
         provenance = {
             "model": self.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
         }  # fmt: skip
@@ -237,8 +239,8 @@ class Stages:
 
     @cached_property
     def base_model(self) -> nn.Module:
-        """The model as it was given: a copy of its own, because a warm-up may train weights in place."""
-        return self._loaded()
+        """The model as it was given: a copy of its own where a warm-up trains its weights in place."""
+        return self._loaded() if self.settings.weights else self.model
 
     def _loaded(self) -> PreTrainedModel:
         s = self.settings

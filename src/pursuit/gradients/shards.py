@@ -16,7 +16,7 @@ from torch import Tensor
 from pursuit.batches import EncodedRows, plan_batches
 from pursuit.errors import DataError, StoreError
 from pursuit.features import FeatureStore
-from pursuit.files import fingerprint, read_json, write_json
+from pursuit.files import fingerprint, one_at_a_time, read_json, write_json
 from pursuit.progress import Advance, progress, say
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -38,10 +38,11 @@ def begin_store(
         "shard_rows": shard_rows, "provenance": dict(provenance), "provenance_digest": fingerprint(provenance),
     }  # fmt: skip
     path = folder / "manifest.json"
-    if path.exists():
-        refuse_other_settings(folder, read_json(path), manifest)
-    else:
-        write_json(path, manifest)
+    with one_at_a_time(folder):
+        if path.exists():
+            refuse_other_settings(folder, read_json(path), manifest)
+        else:
+            write_json(path, manifest)
     return FeatureStore(folder)
 
 
