@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import nnls as scipy_nnls
 
-from pursuit.solvers import compressive_pursuit
+from pursuit.solvers import compressive_pursuit, matching_pursuit, partitioned_pursuit
+from solver_matrices import Elsewhere
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -174,6 +177,115 @@ def test_one_row_is_the_nearest_in_direction():
 def test_identical_rows_come_in_order():
     atoms = np.ones((10, 4))
     assert compressive_pursuit(atoms, np.ones(4), 3).indices.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+def test_many_atoms_are_as_close_as_those_of_matching_pursuit(kind):
+    atoms, target = problem(kind, "pool", n=2500, d=600)
+    result = compressive_pursuit(atoms, target, 280)
+    assert result.rank == 280
+    assert result.residual <= 1.02 * matching_pursuit(atoms, target, 280, ridge=0.0, restart=False).residuals[-1]
+
+
+@pytest.mark.parametrize("refine", ["swaps", "none"])
+@pytest.mark.parametrize("k", [40, 250])
+def test_the_bits_are_the_same_where_the_rows_lie_elsewhere_and_parts_are_sent(refine, k):
+    atoms, target = problem("doubled", "pool", n=2400, d=80)
+    atoms = atoms.astype(np.float32)
+    sent: list[int] = []
+
+    def sending(function, items):
+        for item in items:
+            sent.append(len(item[0]))
+            yield pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(item)))
+
+    here = compressive_pursuit(atoms, target, k, refine=refine)
+    there = compressive_pursuit(Elsewhere(atoms), target, k, refine=refine, map=sending)
+    for name in ("indices", "weights", "residuals", "changes", "passes"):
+        assert getattr(there, name).tobytes() == getattr(here, name).tobytes()
+    assert bool(sent) == (k == 250)
+
+
+def test_rows_that_lie_elsewhere_are_not_fetched_in_passes():
+    atoms, target = problem("clustered", "pool", n=30_000, d=24)
+    elsewhere = Elsewhere(atoms)
+    compressive_pursuit(elsewhere, target, 12)
+    assert elsewhere.fetched < elsewhere.passes * 3000  # what a reading takes up, and those at its margin
+
+
+@pytest.mark.parametrize(("k", "refine"), [(50, "swaps"), (50, "none"), (200, "swaps"), (1000, "swaps")])
+def test_progress_adds_up_to_the_budget(k, refine):
+    atoms, target = problem("clustered", "pool", n=1000, d=60)
+    told: list[int] = []
+    compressive_pursuit(atoms, target, k, refine=refine, advance=told.append)
+    assert sum(told) == k
+    assert min(told) > 0
+    assert len(told) > (3 if refine == "swaps" else 0)
+
+
+@pytest.mark.parametrize(("kind", "goal"), [("random", "pool"), ("clustered", "pool"), ("clustered", "target")])
+def test_in_partitions_it_is_nearly_as_close_and_reads_each_partition_on_its_own(kind, goal):
+    atoms, target = problem(kind, goal)
+    exact = compressive_pursuit(atoms, target, 60)
+    third = np.arange(len(atoms)) % 3
+    by_number = partitioned_pursuit(atoms, target, 60, 3)
+    by_lists = partitioned_pursuit(atoms, target, 60, [np.flatnonzero(third == number) for number in range(3)])
+    assert by_number.indices.tolist() == by_lists.indices.tolist()
+    assert len(set(by_number.indices.tolist())) == 60
+    rows = by_number.indices[: by_number.rank]
+    assert by_number.residual == pytest.approx(distance(atoms, target, rows), rel=1e-6)
+    assert by_number.residual <= (1.05 if goal == "target" else 1.35) * exact.residual
+    assert partitioned_pursuit(atoms, target, 60, 8, share=180).residual <= 1.1 * exact.residual
+    whole = partitioned_pursuit(atoms, target, 60, 1)
+    assert whole.residual <= 1.02 * exact.residual
+
+
+def test_partitions_may_be_small_uneven_and_leave_rows_out():
+    atoms, target = problem("clustered", "pool", n=90, d=30)
+    parts = [np.arange(5), np.arange(40, 47)]
+    result = partitioned_pursuit(atoms, target, 12, parts, advance=lambda count: None)
+    assert sorted(result.indices.tolist()) == [*range(5), *range(40, 47)]
+    for partitions, message in (
+        (0, "partitions must be at least 1"),
+        ([], "there is no partition"),
+        ([np.arange(5), np.arange(4, 9)], "in two of them"),
+        ([np.arange(5)], "12 atoms cannot be chosen from partitions that hold 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            partitioned_pursuit(atoms, target, 12, partitions)
+    assert len(partitioned_pursuit(atoms, target, 3, 200).indices) == 3
+
+
+def test_parts_of_a_large_budget_each_follow_the_target():
+    atoms, target = problem("clustered", "pool", n=4000, d=40)
+    result = compressive_pursuit(atoms, target, 1000)
+    assert result.filled == 0
+    assert len(set(result.indices.tolist())) == 1000
+    ends = [*result.passes[1:].tolist(), 1000]
+    for start, stop in zip(result.passes, ends, strict=True):
+        if stop - start >= 10:
+            fitted = result.weights[start:stop] @ atoms[result.indices[start:stop]]
+            assert np.linalg.norm(target - fitted) < 0.3 * np.linalg.norm(target)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+def test_the_scale_of_atoms_and_target_does_not_matter(scale):
+    atoms, target = problem("clustered", "pool", n=600, d=50)
+    first = compressive_pursuit(atoms, target, 20)
+    longer = compressive_pursuit(scale * atoms, target, 20)
+    assert longer.residual <= 1.02 * first.residual
+    np.testing.assert_allclose(compressive_pursuit(atoms, scale * target, 20).residual, first.residual, rtol=1e-6)
+
+
+def test_near_duplicates_that_float32_cannot_tell_apart_are_told_apart():
+    rng = np.random.default_rng(0)
+    centres = unit(rng.standard_normal((5, 60)))
+    atoms = unit(np.repeat(centres, 80, axis=0) + 1e-5 * rng.standard_normal((400, 60)))
+    target = np.arange(1, 6) @ centres + 1e-6 * rng.standard_normal(60)
+    result = compressive_pursuit(atoms, target, 5)
+    assert sorted(result.indices // 80) == [0, 1, 2, 3, 4]
+    result = compressive_pursuit(atoms, target, 30, tol=0)
+    assert result.residual < 0.5 * compressive_pursuit(atoms, target, 5).residual
 
 
 def test_a_budget_beyond_the_dimensions_is_met_by_further_passes():

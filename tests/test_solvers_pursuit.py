@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pursuit.solvers import PursuitResult, matching_pursuit
 from pursuit.solvers.cholesky import GrowingCholesky
 from pursuit.solvers.rows import rank_descending
+from solver_matrices import Elsewhere
 from textbook_pursuit import textbook_pursuit
 
 
@@ -135,11 +136,33 @@ def test_the_bits_of_the_result_do_not_depend_on_memory_or_on_how_atoms_are_serv
 
 
 def test_atoms_larger_than_memory_are_read_in_blocks_and_seldom():
-    atoms = LARGE["random"].astype(np.float32)
+    atoms = unit(np.random.default_rng(0).standard_normal((12_000, 64))).astype(np.float32)
     served = OnlyRows(atoms)
-    matching_pursuit(served, atoms.mean(axis=0, dtype=np.float64), 50, memory_bytes=700_000)
-    assert served.largest * 64 * 8 <= 700_000
+    matching_pursuit(served, atoms.mean(axis=0, dtype=np.float64), 50, memory_bytes=2 << 20)
+    assert served.largest * 64 * 8 <= 2 << 20  # 4,096 of the rows
     assert served.read < 0.9 * 50 * len(atoms)  # the textbook algorithm reads every atom in every step
+
+
+@pytest.mark.parametrize("kind", ["clustered", "duplicates"])
+def test_equals_the_textbook_where_the_rows_lie_elsewhere(kind):
+    atoms = LARGE[kind].astype(np.float32)
+    target = atoms.mean(axis=0, dtype=np.float64)
+    elsewhere = Elsewhere(atoms)
+    result = matching_pursuit(elsewhere, target, 60, ridge=0.01)
+    here = matching_pursuit(atoms, target, 60, ridge=0.01)
+    assert result.indices.tolist() == textbook_pursuit(atoms, target, 60, 0.01)[0]
+    assert result.weights.tobytes() == here.weights.tobytes()
+    assert elsewhere.passes >= 2
+    assert elsewhere.fetched < 12 * len(atoms)  # single rows and shortlists; passes send none
+
+
+@pytest.mark.parametrize("atoms", [LARGE["clustered"], clustered(200, 32, 1, 0.3)])
+def test_progress_adds_up_to_what_is_chosen(atoms):
+    told: list[int] = []
+    result = matching_pursuit(atoms, atoms.mean(axis=0), 120, advance=told.append)
+    assert sum(told) == len(result.indices) == 120
+    assert len(told) > 3
+    assert min(told) > 0
 
 
 def test_negative_weights_are_dropped_and_a_dropped_atom_can_return():

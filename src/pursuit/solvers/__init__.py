@@ -10,7 +10,8 @@ from pursuit.solvers.farthest_point import farthest_point
 from pursuit.solvers.matching_pursuit import PursuitResult, matching_pursuit
 from pursuit.solvers.neighbours import nearest_neighbours
 from pursuit.solvers.nnls import nnls
-from pursuit.solvers.rows import RowMatrix, RowView, rank_descending
+from pursuit.solvers.partitions import partitioned_pursuit
+from pursuit.solvers.rows import RowMatrix, RowView, as_rows, rank_descending
 from pursuit.solvers.subspace import subspace
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PursuitResult",
     "RowMatrix",
     "RowView",
+    "as_rows",
     "compressive_pursuit",
     "facility_location",
     "farthest_point",
@@ -28,6 +30,7 @@ __all__ = [
     "matching_pursuit",
     "nearest_neighbours",
     "nnls",
+    "partitioned_pursuit",
     "rank_descending",
     "subspace",
 ]

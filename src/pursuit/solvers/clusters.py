@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import faiss
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, blocks, check_matrix
+from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, Matrix, RowMatrix, as_rows, check_matrix, map_blocks, pass_rows
 
 ROWS_PER_CLUSTER = 4  # fewer rows than this for a cluster, and the number of clusters is lowered
 SAMPLE_PER_CLUSTER = 256
@@ -16,7 +17,7 @@ MEAN_BLOCK_ROWS = 1024  # fixed, because the order of summation depends on it
 
 
 def kmeans(
-    matrix: RowMatrix,
+    matrix: Matrix,
     clusters: int,
     *,
     seed: int,
@@ -32,13 +33,13 @@ def kmeans(
     seed give the same result, however the rows are served and whatever `memory_bytes`.
 
     Args:
-        matrix: (n, d) rows.
+        matrix: (n, d) rows, numpy or torch or a RowMatrix.
         clusters: how many are wanted. Lowered to n / 4 with a warning where n is smaller than four times as many.
         seed: of the sample and of the first centres.
         iterations: of Lloyd's algorithm.
         sample: at most so many rows, drawn at random, train the centres; 256 for each cluster without. They are held in
             memory as float32.
-        memory_bytes: bound on the memory of a block of rows.
+        memory_bytes: has no effect: blocks of rows are small and always the same.
 
     Returns:
         centres (K, d) float64, mean of the members; assignment (n,) int64 in 0 … K−1, every cluster with a member.
@@ -46,6 +47,7 @@ def kmeans(
     Raises:
         ValueError: no rows, NaN or infinity (the row is named), fewer than one cluster.
     """
+    matrix = as_rows(matrix)
     rows, width = check_matrix(matrix, "matrix")
     if rows == 0 or width == 0:
         raise ValueError("k-means needs at least one row and one feature")
@@ -57,7 +59,7 @@ def kmeans(
     limit = max(clusters, SAMPLE_PER_CLUSTER * clusters if sample is None else sample)
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
     centres = _train(_finite(np.ascontiguousarray(matrix[chosen], np.float32), chosen), clusters, seed, iterations)
-    assignment = _nearest(matrix, centres, memory_bytes)
+    assignment = _nearest(matrix, centres)
     _, assignment = np.unique(assignment, return_inverse=True)
     return _means(matrix, assignment), assignment.astype(np.int64)
 
@@ -84,27 +86,27 @@ def _train(sample: np.ndarray, clusters: int, seed: int, iterations: int) -> np.
     return faiss.vector_float_to_array(training.centroids).reshape(clusters, -1).copy()
 
 
-def _nearest(matrix: RowMatrix, centres: np.ndarray, memory_bytes: int) -> np.ndarray:
-    """(n,) index of the nearest centre of every row; of equally near ones the lowest.
-
-    One float32 product a block; where rounding could decide between the two best, the row is compared in float64.
-    """
+def _nearest(matrix: RowMatrix, centres: np.ndarray) -> np.ndarray:
+    """(n,) index of the nearest centre of every row; of equally near ones the lowest."""
     out = np.empty(matrix.shape[0], dtype=np.int64)
-    exact_centres = centres.astype(np.float64)
-    half_squares = 0.5 * np.einsum("ij,ij->i", exact_centres, exact_centres)
-    longest = float(np.sqrt(2 * half_squares.max()))
-    unit = float(np.finfo(np.float32).eps) * (centres.shape[1] + 4)
-    for start, stop, block in blocks(matrix, np.float32, memory_bytes // 4):
-        _finite(block, np.arange(start, stop))
-        scores = block @ centres.T - half_squares
-        out[start:stop] = scores.argmax(axis=1)
-        if len(centres) == 1:
-            continue
-        best_two = np.partition(scores, -2, axis=1)[:, -2:]
-        slack = unit * longest * np.linalg.norm(block, axis=1)
-        for row in np.flatnonzero(best_two[:, 1] - best_two[:, 0] <= slack):
-            exact = np.einsum("ij,j->i", exact_centres, block[row].astype(np.float64)) - half_squares
-            out[start + row] = exact.argmax()
+    half_squares = 0.5 * np.einsum("ij,ij->i", centres, centres, dtype=np.float64)
+    nearest = partial(_nearest_centres, centres, half_squares)
+    for start, stop, part in map_blocks(matrix, nearest, pass_rows(matrix.shape[1])):
+        out[start:stop] = part
+    return out
+
+
+def _nearest_centres(centres: np.ndarray, half_squares: np.ndarray, rows: np.ndarray, start: int) -> np.ndarray:
+    """(rows,) by one float32 product; where rounding could decide between the two best, compared in float64."""
+    block = _finite(np.ascontiguousarray(rows, np.float32), np.arange(start, start + len(rows)))
+    scores = block @ centres.T - half_squares
+    out = scores.argmax(axis=1)
+    if len(centres) == 1:
+        return out
+    best_two = np.partition(scores, -2, axis=1)[:, -2:]
+    unit = float(np.finfo(np.float32).eps) * (centres.shape[1] + 4) * float(np.sqrt(2 * half_squares.max()))
+    for row in np.flatnonzero(best_two[:, 1] - best_two[:, 0] <= unit * np.linalg.norm(block, axis=1)):
+        out[row] = (np.einsum("ij,j->i", centres, block[row], dtype=np.float64) - half_squares).argmax()
     return out
 
 
@@ -112,9 +114,14 @@ def _means(matrix: RowMatrix, assignment: np.ndarray) -> np.ndarray:
     """(K, d) float64 means of the members, summed in one fixed order."""
     count = int(assignment.max()) + 1
     sums = np.zeros((count, matrix.shape[1]))
-    for start in range(0, len(assignment), MEAN_BLOCK_ROWS):
-        block = np.ascontiguousarray(matrix[start : start + MEAN_BLOCK_ROWS], np.float64)
-        labels = assignment[start : start + MEAN_BLOCK_ROWS]
-        places = (labels, np.arange(len(labels)))
-        sums += csr_matrix((np.ones(len(labels)), places), shape=(count, len(labels))) @ block
+    for _, _, (labels, part) in map_blocks(matrix, partial(_sums, assignment), MEAN_BLOCK_ROWS):
+        sums[labels] += part
     return sums / np.bincount(assignment, minlength=count)[:, None]
+
+
+def _sums(assignment: np.ndarray, rows: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """The clusters of a block of rows, and the sum of the rows of each."""
+    block = np.ascontiguousarray(rows, np.float64)
+    labels, places = np.unique(assignment[start : start + len(rows)], return_inverse=True)
+    ones = csr_matrix((np.ones(len(rows)), (places, np.arange(len(rows)))), shape=(len(labels), len(rows)))
+    return labels, ones @ block

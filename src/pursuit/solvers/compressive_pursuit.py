@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from pursuit.solvers.atom_pool import TIE, AtomPool
-from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, rank_descending
-from pursuit.solvers.support import Candidates, Fit
+from pursuit.solvers.passes import Map, Method, Passes, Refine, Watch, make_passes
+from pursuit.solvers.rows import (
+    DEFAULT_MEMORY_BYTES,
+    Advance,
+    Matrix,
+    RowMatrix,
+    Vector,
+    as_array,
+    as_rows,
+    rank_descending,
+)
+from pursuit.solvers.tally import Tally
 
-LEAST_GAIN = 1e-3  # of the residual; a round of swaps that gains less is followed by one of half the size
-FEWEST_CANDIDATES = 64
-WORTHWHILE = 200  # a pass that chooses less than this part of what is missing is the last
+NOISE = 1e-13  # relative length of a residual that is rounding
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,15 @@ class CompressiveResult:
     Attributes:
         indices: (k,) int64, atoms, pass after pass; within a pass those of larger weight first.
         weights: (k,) float64, each from the solution of its own pass; 0 for atoms that were filled in.
-        residuals: (iterations,) float64, ‖goal − A w‖ / ‖b‖ after every iteration of every pass.
+        residuals: (iterations,) float64, ‖b − A w‖ / ‖b‖ after every iteration of every pass.
         changes: (iterations,) int64, how many atoms entered the support in it.
         passes: (passes,) int64, where each pass starts in `indices`.
         pass_iterations: (passes,) int64, where each pass starts in `residuals`.
         rank: atoms of the first pass; they are linearly independent, and their weights follow the target.
         residual: ‖b − A w‖ / ‖b‖ of the first pass, 1 when nothing correlates with the target.
         filled: how many of the last `indices` no pass chose.
-        seconds: by part: "reading", "correlations", "candidates" (rows and inner products), "fitting".
+        seconds: by part: "reading" (the first look at all atoms), "correlations" (further ones), "candidates" (their
+            rows), "fitting", and "further passes" over parts of the atoms.
     """
 
     indices: np.ndarray
@@ -51,14 +54,16 @@ class CompressiveResult:
 
 
 def compressive_pursuit(
-    atoms: RowMatrix,
-    target: np.ndarray,
+    atoms: Matrix,
+    target: Vector,
     budget: int,
     *,
-    refine: Literal["swaps", "none"] = "swaps",
+    refine: Refine = "swaps",
     iterations: int = 10,
     tol: float = 1e-6,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    map: Map = map,
+    advance: Advance | None = None,
 ) -> CompressiveResult:
     """Choose k atoms a_i whose non-negative sum is nearest to a target b: min ‖b − Σ w_i a_i‖², w ≥ 0, ‖w‖₀ ≤ k.
 
@@ -67,177 +72,75 @@ def compressive_pursuit(
     on all of them, keeps the k largest weights, solves again, and sets r to what is left. The best iterate counts; it
     ends without progress, with the same support, or when ‖r‖ ≤ `tol` ‖b‖.
 
-    refine="swaps" [ours] keeps the frame (candidates by correlation from the whole pool, one solution on all of them,
-    back to k) and changes how the support comes out of the candidates, because the largest weights are a poor guide
-    among atoms that resemble each other:
-    - start: candidates join one by one, the most correlated first, with a solution after each. When the next one
-      correlates less than the weakest candidate did at first, an atom outside could be better: new candidates are read.
-    - then up to `iterations` rounds of swaps: the s atoms whose removal costs least leave, the support grows back to k
-      from new candidates, and the better support stays. s begins at k/4 and is halved when a round gains less than
-      0.1 %.
+    refine="swaps" [ours] keeps the frame (many candidates by correlation from the whole pool, one solution on all of
+    the support, back to k) and changes how the support comes out of the candidates, because the largest weights are a
+    poor guide among atoms that resemble each other:
+    - A reading of all atoms takes up the 2,048 that correlate most with r.
+    - Stages: of these the best candidates for r as it is now, four for each place, join one by one, each the one that
+      shortens ‖r‖ most (orthogonal least squares, Chen, Billings and Luo 1989); then all weights are solved for, and
+      negative ones leave. A stage adds at most 40 % of the support and a tenth of k, and ends when ‖r‖ has fallen by
+      12 %. When ‖r‖ has fallen by a fifth since the last reading, all atoms are read again.
+    - At k, up to `iterations` rounds of swaps: s = k/20 atoms join (16 for small k, a quarter at most), the s whose
+      removal costs least leave, and the better support stays. After a poor round, one that gains less than 1 %, they
+      leave first and others join; after two, s is halved; after 1024/k (1 to 8) it ends.
 
-    Non-negative least squares has at most rank(A) positive weights. When the support stays below the budget, another
-    pass goes over the atoms that are left, against the residual; when nothing correlates with that, or after it,
-    against b again [ours]. The budget is filled, at weight 0, by correlation with b when passes choose nothing or less
-    than 1/200 of what is missing [ours].
+    Non-negative least squares has at most rank(A) positive weights. A budget beyond what one pass can hold is used by
+    further passes over the atoms that are left, all against b [ours: nothing correlates with the residual any more].
+    Where more are missing than there are dimensions, the atoms left are cut into parts (every P-th atom) that are each
+    asked for d/2 atoms, without swaps: so the work grows with n and not with n times the number of passes. The budget
+    is filled, at weight 0, by correlation with b when passes choose nothing or less than 1/200 of what is missing
+    [ours].
 
-    [ours]: of equal atoms the first stands for all; the others, and zero atoms, come last. Correlations within
-    1e-12 · max‖a‖ · ‖r‖ are equal, and the lowest index wins. The result does not depend on `memory_bytes` or on how
-    the atoms are served.
+    [ours]: of equal atoms the first stands for all; the others, and zero atoms, come last. The result is the same on
+    every call, and does not depend on `memory_bytes`, on `map`, or on how and where the atoms are served.
 
-    An iteration reads the atoms once, O(n d). With m ≤ 3k candidates it costs O(m² d) for inner products and O(m³) for
-    solving (refine="none"), or O(k² m) for growing (refine="swaps").
+    Cost, refine="swaps": O(n d) for a reading, of which there are about 4.5 · ln(‖b‖ / ‖r‖); a stage on m atoms is
+    products of matrices, O(m d p + m² p) with p ≤ 0.4 k + 32 candidates. refine="none": O(n d + m² d + m³) for an
+    iteration with m ≤ 3k candidates.
 
     Args:
-        atoms: (n, d) rows; may be larger than memory, and is then read in blocks.
+        atoms: (n, d) rows, numpy or torch or a RowMatrix; may be larger than memory, and is then read in blocks.
         target: (d,) b.
         budget: k; more than n means all n.
         iterations: of the published loop, or rounds of swaps.
         tol: relative residual at which a pass ends.
-        memory_bytes: bound on the memory of a block of atoms. On top come O(n) numbers, O(m d + m²) for m candidates.
+        memory_bytes: bound on the rows held by a pass over a part of the atoms. On top come O(n) numbers, 2,048 rows,
+            and O(k d + k²) for the support (m d + m² for m ≤ 3k candidates without refinement).
+        map: makes the further passes over parts, like the builtin `map`; function and parts can be sent.
+        advance: told how many more atoms are chosen; k in all.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity, a negative budget, tolerance or number of iterations.
     """
-    target = _checked(atoms, target, budget, refine, iterations, tol)
-    watch = _Watch()
+    rows, goal = as_rows(atoms), as_array(target)
+    check(rows, goal, budget, refine, iterations, tol)
+    watch, tally = Watch(), Tally(advance)
     with watch("reading"):
-        pool = AtomPool(atoms, target, memory_bytes)
-    pursue = partial(_published if refine == "none" else _refined, iterations=iterations, watch=watch)
-    return _passes(pool, min(int(budget), pool.rows), tol * float(np.linalg.norm(target)), pursue, watch)
+        pool = AtomPool(rows, goal, memory_bytes)
+    method = Method(refine, int(iterations), max(tol, NOISE) * float(np.linalg.norm(goal)), memory_bytes)
+    budget = min(int(budget), pool.rows)
+    passes, missing = make_passes(pool, budget, method, watch, tally, map)
+    tally.close(missing)
+    return _result(pool, passes, missing, watch)
 
 
-class _Watch:
-    """Seconds by part."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[part] += time.perf_counter() - started
-
-
-@dataclass
-class _Goal:
-    """One pass: approximate `target` by at most `size` of the open atoms; and what happened on the way."""
-
-    pool: AtomPool
-    target: np.ndarray
-    open_atoms: np.ndarray
-    size: int
-    enough: float
-    norms: list[float] = field(default_factory=list)
-    changes: list[int] = field(default_factory=list)
-
-    def nothing(self) -> Fit:
-        """The empty support."""
-        return Fit(np.zeros(0, np.int64), np.zeros(0), self.target, float(np.linalg.norm(self.target)))
-
-    def record(self, before: Fit, after: Fit) -> None:
-        """Note an iteration."""
-        self.norms.append(after.norm)
-        self.changes.append(len(np.setdiff1d(after.atoms, before.atoms)))
+def check(rows: RowMatrix, target: np.ndarray, budget: int, refine: str, iterations: int, tol: float) -> None:
+    """Raise ValueError for arguments of `compressive_pursuit` that cannot be used."""
+    if len(rows.shape) != 2 or target.shape != (rows.shape[1],):
+        raise ValueError(f"atoms must be (n, d) and target (d,); they are {tuple(rows.shape)} and {target.shape}")
+    if not np.isfinite(target).all():
+        raise ValueError("target holds NaN or infinity")
+    if refine not in ("swaps", "none"):
+        raise ValueError(f'refine must be "swaps" or "none", not {refine!r}')
+    for name, value in (("budget", budget), ("iterations", iterations)):
+        if not value >= 0 or int(value) != value:
+            raise ValueError(f"{name} must be a whole number of at least 0, not {value}")
+    if not (tol >= 0 and np.isfinite(tol)):
+        raise ValueError(f"tol must be a number of at least 0, not {tol}")
 
 
-def _published(goal: _Goal, *, iterations: int, watch: _Watch) -> Fit:
-    """The loop of GTP as published."""
-    best = last = goal.nothing()
-    for _ in range(iterations):
-        joined, _ = _most_correlated(goal, last, 2 * goal.size, watch)
-        with watch("candidates"):
-            candidates = Candidates(goal.pool, np.concatenate([joined, last.atoms]), goal.target)
-        with watch("fitting"):
-            weights = candidates.solve(np.arange(len(candidates.atoms)), np.isin(candidates.atoms, last.atoms))
-            order = np.argsort(-weights, kind="stable")[: min(goal.size, np.count_nonzero(weights))]
-            fit = candidates.fit(order)
-        goal.record(last, fit)
-        progress, same = fit.norm < best.norm, np.array_equal(fit.atoms, last.atoms)
-        best, last = fit if progress else best, fit
-        if not progress or same or fit.norm <= goal.enough:
-            break
-    return best
-
-
-def _refined(goal: _Goal, *, iterations: int, watch: _Watch) -> Fit:
-    """The support grown in stages, then improved by swaps."""
-    best = _grow(goal, goal.nothing(), watch)
-    if len(best.atoms) < goal.size:  # nothing positive is left to gain: the optimum over the whole pool
-        return best
-    swapped = max(1, goal.size // 4)
-    for _ in range(iterations):
-        if best.norm <= goal.enough:
-            break
-        with watch("candidates"):
-            own = Candidates(goal.pool, best.atoms, goal.target)
-        with watch("fitting"):
-            kept = own.fit(own.without_cheapest(np.arange(len(best.atoms)), swapped))
-        silent = _Goal(goal.pool, goal.target, goal.open_atoms, goal.size, goal.enough)
-        fit = _grow(silent, kept, watch)
-        gained = 1 - fit.norm / best.norm
-        better = fit if gained > 0 else best
-        goal.record(best, better)
-        best = better
-        if gained < LEAST_GAIN:
-            swapped //= 2
-            if not swapped:
-                break
-    return best
-
-
-def _grow(goal: _Goal, fit: Fit, watch: _Watch) -> Fit:
-    """Stages: candidates from the whole pool, and growth among them until an atom outside could be better."""
-    count = max(FEWEST_CANDIDATES, goal.size // 2)
-    while len(fit.atoms) < goal.size and fit.norm > goal.enough:
-        joined, floor = _most_correlated(goal, fit, count, watch)
-        if not len(joined):
-            break
-        with watch("candidates"):
-            candidates = Candidates(goal.pool, np.concatenate([joined, fit.atoms]), goal.target)
-        with watch("fitting"):
-            grown = candidates.fit(candidates.grow(candidates.places(fit.atoms), goal.size, floor))
-        if grown.norm >= fit.norm:
-            break
-        goal.record(fit, grown)
-        fit = grown
-    return fit
-
-
-def _most_correlated(goal: _Goal, fit: Fit, count: int, watch: _Watch) -> tuple[np.ndarray, float]:
-    """The open atoms that correlate most with a residual, and the correlation that all others stay below."""
-    with watch("correlations"):
-        best, scores = goal.pool.most_correlated(fit.residual, goal.open_atoms, count)
-    return best, float(scores[-1]) if len(best) == count else 0.0
-
-
-def _passes(
-    pool: AtomPool, budget: int, enough: float, pursue: Callable[[_Goal], Fit], watch: _Watch
-) -> CompressiveResult:
-    """Passes until the budget is used or nothing is left to gain, then the fill."""
-    open_atoms, target_norm = pool.distinct.copy(), float(np.linalg.norm(pool.target))
-    fits: list[Fit] = []
-    goals: list[_Goal] = []
-    missing, target = budget, pool.target
-    while missing and target_norm and open_atoms.any():
-        goal = _Goal(pool, target, open_atoms, min(missing, pool.width), enough)
-        fit = pursue(goal)
-        if len(fit.atoms):
-            fits.append(fit)
-            goals.append(goal)
-            open_atoms[fit.atoms] = False
-            missing -= len(fit.atoms)
-        elif target is pool.target:
-            break
-        if target is pool.target and WORTHWHILE * len(fit.atoms) < missing:
-            break
-        again = target is not pool.target or fit.norm <= enough
-        target = pool.target if again else fit.residual
-    return _result(pool, fits, goals, missing, watch)
-
-
-def _result(pool: AtomPool, fits: list[Fit], goals: list[_Goal], missing: int, watch: _Watch) -> CompressiveResult:
+def _result(pool: AtomPool, passes: Passes, missing: int, watch: Watch) -> CompressiveResult:
+    fits = passes.fits
     orders = [np.lexsort((fit.atoms, -fit.weights)) for fit in fits]
     taken = [fit.atoms[order] for fit, order in zip(fits, orders, strict=True)]
     target_norm = float(np.linalg.norm(pool.target))
@@ -249,14 +152,13 @@ def _result(pool: AtomPool, fits: list[Fit], goals: list[_Goal], missing: int, w
         rest = rest[np.argsort(~pool.distinct[rest], kind="stable")][:missing]
         taken.append(rest)
     weights = [fit.weights[order] for fit, order in zip(fits, orders, strict=True)]
-    norms = [norm for goal in goals for norm in goal.norms]
     return CompressiveResult(
         indices=np.concatenate([np.zeros(0, np.int64), *taken]),
         weights=np.concatenate([*weights, np.zeros(missing)]),
-        residuals=np.array(norms) / (target_norm or 1.0),
-        changes=np.array([count for goal in goals for count in goal.changes], dtype=np.int64),
+        residuals=np.array([norm for norms in passes.norms for norm in norms]) / (target_norm or 1.0),
+        changes=np.array([count for counts in passes.changes for count in counts], dtype=np.int64),
         passes=_starts([len(fit.atoms) for fit in fits]),
-        pass_iterations=_starts([len(goal.norms) for goal in goals]),
+        pass_iterations=_starts([len(norms) for norms in passes.norms]),
         rank=len(fits[0].atoms) if fits else 0,
         residual=fits[0].norm / target_norm if fits else 1.0,
         filled=missing,
@@ -266,21 +168,3 @@ def _result(pool: AtomPool, fits: list[Fit], goals: list[_Goal], missing: int, w
 
 def _starts(lengths: list[int]) -> np.ndarray:
     return np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(lengths)]
-
-
-def _checked(
-    atoms: RowMatrix, target: np.ndarray, budget: int, refine: str, iterations: int, tol: float
-) -> np.ndarray:
-    target = np.ascontiguousarray(target, dtype=np.float64)
-    if len(atoms.shape) != 2 or target.shape != (atoms.shape[1],):
-        raise ValueError(f"atoms must be (n, d) and target (d,); they are {tuple(atoms.shape)} and {target.shape}")
-    if not np.isfinite(target).all():
-        raise ValueError("target holds NaN or infinity")
-    if refine not in ("swaps", "none"):
-        raise ValueError(f'refine must be "swaps" or "none", not {refine!r}')
-    for name, value in (("budget", budget), ("iterations", iterations)):
-        if not value >= 0 or int(value) != value:
-            raise ValueError(f"{name} must be a whole number of at least 0, not {value}")
-    if not (tol >= 0 and np.isfinite(tol)):
-        raise ValueError(f"tol must be a number of at least 0, not {tol}")
-    return target

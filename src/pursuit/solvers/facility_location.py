@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix
 
-Advance = Callable[[int], object]
+from pursuit.solvers.rows import Advance, Vector, as_array
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Facilities:
 
 
 def facility_location(
-    similarity: np.ndarray | csr_matrix, budget: int, *, counts: np.ndarray | None = None,
-    advance: Advance = lambda steps: None,
+    similarity: np.ndarray | torch.Tensor | csr_matrix, budget: int, *, counts: Vector | None = None,
+    advance: Advance | None = None,
 ) -> Facilities:  # fmt: skip
     """Greedy maximisation of Σ_i counts_i · max over chosen j of similarity_ji.
 
@@ -44,7 +44,9 @@ def facility_location(
         advance: told 1 for every row chosen.
     """
     n = similarity.shape[0]
-    counts = np.ones(n) if counts is None else np.asarray(counts, dtype=np.float64)
+    if isinstance(similarity, torch.Tensor):
+        similarity = similarity.detach().cpu().float().numpy()
+    counts = np.ones(n) if counts is None else as_array(counts)
     best, owner = np.zeros(n, dtype=np.float32), np.full(n, -1, dtype=np.int64)
 
     def candidate(row: int) -> tuple[np.ndarray | slice, np.ndarray]:
@@ -75,7 +77,9 @@ def facility_location(
         best[where], owner[where] = values[better], len(chosen)
         chosen.append(row)
         gains.append(-bound)
-        advance(1)
+        if advance is not None:
+            advance(1)
     rest = np.setdiff1d(np.arange(n), chosen)[: budget - len(chosen)]
-    advance(len(rest))
+    if advance is not None:
+        advance(len(rest))
     return Facilities(np.array([*chosen, *rest], np.int64), np.array([*gains, *np.zeros(len(rest))]), owner)

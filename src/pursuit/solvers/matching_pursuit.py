@@ -15,8 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from pursuit.solvers.pursuit_state import NOISE, Problem, PursuitState
-from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, gathered_dots, rank_descending
+from pursuit.solvers.rows import (
+    DEFAULT_MEMORY_BYTES,
+    Advance,
+    Matrix,
+    RowMatrix,
+    Vector,
+    as_array,
+    as_rows,
+    gathered_dots,
+    rank_descending,
+)
 from pursuit.solvers.screening import TIE, Screen
+from pursuit.solvers.tally import Tally
 
 FIRST_STEPS, FEWEST_STEPS = 16, 6  # to run ahead at first; with fewer that stand it does not pay
 FORESEEN = 4  # choices in a row near the top of the scores before, and running ahead is tried again
@@ -46,8 +57,8 @@ class PursuitResult:
 
 
 def matching_pursuit(
-    atoms: RowMatrix,
-    target: np.ndarray,
+    atoms: Matrix,
+    target: Vector,
     budget: int,
     *,
     ridge: float = 1.0,
@@ -56,6 +67,7 @@ def matching_pursuit(
     restart: bool = True,
     ridge_first: bool = False,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    advance: Advance | None = None,
 ) -> PursuitResult:
     """Choose few atoms f_i that approximate a target c together: min ‖c − Σ w_i f_i‖² + ridge ‖w‖², w ≥ 0.
 
@@ -77,7 +89,7 @@ def matching_pursuit(
     The result does not depend on `memory_bytes` or on how the atoms are served, and is the same on every call.
 
     Args:
-        atoms: (n, d) rows; may be larger than memory, and is then read in blocks.
+        atoms: (n, d) rows, numpy or torch or a RowMatrix; may be larger than memory, and is then read in blocks.
         target: (d,) c.
         budget: how many atoms to choose; more than n means all n.
         ridge: λ ≥ 0, an absolute number.
@@ -88,21 +100,25 @@ def matching_pursuit(
         ridge_first: solve for the first atom of a pass with the ridge too; the released code solves it without.
         memory_bytes: bound on the memory of a working copy of the atoms (left out where it does not fit), of the
             shortlist and of the products. On top come O(n) numbers, and O(m·d + m²) for a pass of m atoms.
+        advance: told how many more atoms are chosen; k in all where it starts again until the budget is filled.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity, a negative budget, ridge or tolerance.
     """
-    target = _checked(atoms, target, budget, ridge, tol)
-    screen = Screen(atoms, target, memory_bytes)
+    rows = as_rows(atoms)
+    goal = _checked(rows, as_array(target), budget, ridge, tol)
+    screen = Screen(rows, goal, memory_bytes)
     problem = Problem(
-        atoms, target, screen.base, screen.largest_norm, min(int(budget), screen.rows), ridge,
+        rows, goal, screen.base, screen.largest_norm, min(int(budget), screen.rows), ridge,
         ridge if ridge_first else 0.0, max(tol, NOISE), positive, restart,
     )  # fmt: skip
-    return _result(_run(PursuitState(problem), screen), screen)
+    tally = Tally(advance)
+    result = _result(_run(PursuitState(problem), screen, tally), screen)
+    tally(len(result.indices))
+    return result
 
 
 def _checked(atoms: RowMatrix, target: np.ndarray, budget: int, ridge: float, tol: float) -> np.ndarray:
-    target = np.ascontiguousarray(target, dtype=np.float64)
     if len(atoms.shape) != 2 or target.shape != (atoms.shape[1],):
         raise ValueError(f"atoms must be (n, d) and target (d,); they are {tuple(atoms.shape)} and {target.shape}")
     if not np.isfinite(target).all():
@@ -135,11 +151,12 @@ class _Shortlist:
     rows: np.ndarray
 
 
-def _run(state: PursuitState, screen: Screen) -> PursuitState:
+def _run(state: PursuitState, screen: Screen, tally: Tally) -> PursuitState:
     """Choose until the pursuit is finished: one by one, or ahead on a shortlist while it foresees the choices."""
     scores = screen.base if state.problem.positive else np.abs(screen.base)  # the latest known of all atoms
     steps, foreseen = FIRST_STEPS, 0
     while state.ready():
+        tally(len(state.indices) + len(state.support.indices))
         if not state.support.indices:  # the residual is the target, and all correlations with it are known
             state.apply(_best_for_target(state, screen))
         elif steps:

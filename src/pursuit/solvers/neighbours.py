@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from functools import partial
 
 import faiss
 import numpy as np
+import torch
 from scipy.sparse import csr_matrix
 
-from pursuit.solvers.rows import MAX_BLOCK_BYTES, RowMatrix, blocks, check_matrix
+from pursuit.solvers.rows import Matrix, as_rows, check_matrix, map_blocks, pass_rows
 
 EXACT_ROWS = 100_000  # up to so many rows are all compared; beyond, those in the nearest cells
 CELLS_PROBED = 32
@@ -17,42 +18,41 @@ TRAINING_PER_CELL = 64
 QUERY_ROWS = 4096
 
 
-def unit_blocks(matrix: RowMatrix) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Rows scaled to unit length, block by block: (start, stop, float32 rows); zero rows stay zero.
+def unit_sketch(matrix: Matrix, dimension: int, seed: int) -> np.ndarray:
+    """(n, min(d, dimension)) float32 unit rows, in memory: projected by random signs where d is larger.
+
+    Each of the d numbers is added with a random sign to one of `dimension` buckets, which keeps inner products but for
+    an error of about 1/√dimension. Zero rows stay zero.
 
     Raises:
         ValueError: NaN or infinity in a row (named), or all rows zero.
     """
-    any_row = False
-    for start, stop, block in blocks(matrix, np.float32, MAX_BLOCK_BYTES):
-        norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
-        bad = np.flatnonzero(~np.isfinite(norms))
-        if len(bad):
-            raise ValueError(f"NaN or infinity in the features of row {start + bad[0]}")
-        any_row |= bool(norms.any())
-        yield start, stop, (block / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32) + 0.0  # no negative zero
-    if not any_row:
-        raise ValueError("the features are all zero")
-
-
-def unit_sketch(matrix: RowMatrix, dimension: int, seed: int) -> np.ndarray:
-    """(n, min(d, dimension)) float32 unit rows, in memory: projected by random signs where d is larger.
-
-    Each of the d numbers is added with a random sign to one of `dimension` buckets, which keeps inner products but for
-    an error of about 1/√dimension.
-    """
+    matrix = as_rows(matrix)
     rows, width = check_matrix(matrix, "matrix")
     sketch = np.empty((rows, min(width, dimension)), dtype=np.float32)
     random = np.random.default_rng(seed)
     buckets, signs = random.integers(0, dimension, width), random.choice(np.array([-1, 1], np.float32), width)
     fold = csr_matrix((signs, (buckets, np.arange(width))), shape=(dimension, width))
-    for start, stop, block in unit_blocks(matrix):
-        sketch[start:stop] = block if width <= dimension else (fold @ block.T).T
-    if width > dimension:
-        norms = np.linalg.norm(sketch, axis=1)
-        sketch /= np.where(norms > 0, norms, 1)[:, None]
-        sketch += 0.0  # no negative zero: equal rows are equal bit by bit
+    sketched = partial(_unit_sketch, fold if width > dimension else None)
+    for start, stop, part in map_blocks(matrix, sketched, pass_rows(width)):
+        sketch[start:stop] = part
+    if not sketch.any():
+        raise ValueError("the features are all zero")
     return sketch
+
+
+def _unit_sketch(fold: csr_matrix | None, rows: np.ndarray, start: int) -> np.ndarray:
+    block = np.ascontiguousarray(rows, dtype=np.float32)
+    norms = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if len(bad):
+        raise ValueError(f"NaN or infinity in the features of row {start + bad[0]}")
+    unit = (block / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32)
+    if fold is not None:
+        unit = (fold @ unit.T).T.astype(np.float32)
+        norms = np.linalg.norm(unit, axis=1)
+        unit /= np.where(norms > 0, norms, 1)[:, None]
+    return unit + np.float32(0)  # no negative zero: equal rows are equal bit by bit
 
 
 def first_of_equal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,19 +71,20 @@ def first_of_equal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(first, dtype=np.int64), kind
 
 
-def nearest_neighbours(unit_rows: np.ndarray, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbours(unit_rows: np.ndarray | torch.Tensor, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows most similar to each row, itself not counted, the most similar first (faiss).
 
     Up to 100,000 rows the search is exact, with n² · d multiplications; beyond, each row is compared with those in the
     32 nearest of about 4√n cells.
 
     Args:
-        unit_rows: (n, d) float32.
+        unit_rows: (n, d), numpy or torch.
         neighbours: how many; lowered to n − 1.
 
     Returns:
         indices (n, m) int64, −1 where fewer were found; cosines (n, m) float32, at most 1 and 0 at such places.
     """
+    unit_rows = np.ascontiguousarray(as_rows(unit_rows)[:], dtype=np.float32)
     rows = len(unit_rows)
     m = max(0, min(neighbours, rows - 1))
     index = _index(unit_rows)

@@ -6,15 +6,17 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotrs, dpstrf
 
+from pursuit.solvers.rows import Vector, as_array
+
 DEPENDENT = 1e-11  # a row nearer to the span of the others than this share of its square adds nothing to it
 NOISE = 1e-13  # gradients below this, relative to their own terms, are rounding
 
 
 def nnls(
-    gram: np.ndarray,
-    correlations: np.ndarray,
+    gram: Vector,
+    correlations: Vector,
     *,
-    start: np.ndarray | None = None,
+    start: Vector | None = None,
     iterations: int | None = None,
 ) -> np.ndarray:
     """Solve min ‖b − Aᵀ w‖², w ≥ 0, from G = A Aᵀ and A b.
@@ -31,8 +33,8 @@ def nnls(
     the square of the condition number of the rows in use.
 
     Args:
-        gram: (m, m) float64, symmetric, positive semi-definite.
-        correlations: (m,) float64.
+        gram: (m, m), symmetric, positive semi-definite; numpy or torch, as the others.
+        correlations: (m,).
         start: (m,) weights or bool mask; the positive ones are tried first.
         iterations: at most so many exchanges; 10 m + 100 without.
 
@@ -43,7 +45,7 @@ def nnls(
         ValueError: shapes that do not fit, NaN or infinity.
         RuntimeError: `iterations` did not suffice.
     """
-    gram, right = np.asarray(gram, np.float64), np.asarray(correlations, np.float64)
+    gram, right = as_array(gram), as_array(correlations)
     if right.ndim != 1 or gram.shape != (len(right), len(right)):
         raise ValueError(f"gram must be (m, m) and correlations (m,); they are {gram.shape} and {right.shape}")
     if not (np.isfinite(right).all() and np.isfinite(gram).all()):
@@ -52,7 +54,7 @@ def nnls(
     used = np.flatnonzero(lengths > 0)
     scale = 1 / lengths[used]  # rows of unit length: thresholds mean the same for all
     problem = _Problem(gram[np.ix_(used, used)] * np.outer(scale, scale), right[used] * scale)
-    begin = np.zeros(0, np.int64) if start is None else np.flatnonzero(np.asarray(start)[used] > 0)
+    begin = np.zeros(0, np.int64) if start is None else np.flatnonzero(as_array(start)[used] > 0)
     out = np.zeros(len(right))
     out[used] = scale * _solve(problem, begin, 10 * len(right) + 100 if iterations is None else iterations)
     return out

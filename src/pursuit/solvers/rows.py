@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 Part = TypeVar("Part")
+Advance = Callable[[int], object]
 
 DEFAULT_MEMORY_BYTES = 1 << 30
 MAX_BLOCK_BYTES = 8 << 20  # beyond this a larger block only costs memory
+PASS_BYTES = 2 << 20  # of a block of float64 rows in a pass over a whole matrix: it stays near the processor
 
 
 class RowMatrix(Protocol):
@@ -40,6 +43,44 @@ class RowView:
         return self.matrix[self.indices[rows]]
 
 
+Matrix = RowMatrix | torch.Tensor
+Vector = np.ndarray | torch.Tensor
+
+
+class TensorRows:
+    """A torch tensor (n, d) on any device and of any floating-point type as a RowMatrix: rows are moved when asked for.
+
+    bfloat16 and float16, which numpy lacks or is slow with, come as float32.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.shape: tuple[int, ...] = tuple(tensor.shape)
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray:
+        """The rows, moved to memory."""
+        if isinstance(rows, np.ndarray):
+            rows = torch.from_numpy(rows).to(self.tensor.device)
+        found = self.tensor[rows].cpu()
+        return (found if found.dtype in (torch.float32, torch.float64) else found.float()).numpy()
+
+
+def as_rows(matrix: Matrix) -> RowMatrix:
+    """A torch tensor as a RowMatrix, without a copy; anything else as it is."""
+    if not isinstance(matrix, torch.Tensor):
+        return matrix
+    if matrix.device.type == "cpu" and matrix.dtype in (torch.float32, torch.float64):
+        return matrix.detach().numpy()
+    return TensorRows(matrix)
+
+
+def as_array(values: Vector) -> np.ndarray:
+    """A float64 array, of a torch tensor (any device, any type) or of whatever numpy takes."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
 def check_matrix(matrix: RowMatrix, name: str) -> tuple[int, int]:
     """Return (n, d) of a matrix, or raise ValueError when it does not have two dimensions."""
     if len(matrix.shape) != 2:
@@ -59,6 +100,11 @@ def blocks(matrix: RowMatrix, dtype: type, memory_bytes: int) -> Iterator[tuple[
     rows, width = check_matrix(matrix, "matrix")
     for start, stop in block_bounds(rows, width * np.dtype(dtype).itemsize, memory_bytes):
         yield start, stop, np.ascontiguousarray(matrix[start:stop], dtype=dtype)
+
+
+def pass_rows(width: int) -> int:
+    """Rows of a block in a pass over a whole matrix: always the same, so that results are the same bits everywhere."""
+    return max(1, PASS_BYTES // (8 * max(1, width)))
 
 
 def map_blocks(

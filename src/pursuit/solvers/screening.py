@@ -8,14 +8,14 @@ all its residuals together and with a bound on the error, which atoms outside of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
-from pursuit.solvers.rows import RowMatrix, blocks, check_matrix, gathered_dots, row_dots
+from pursuit.solvers.rows import RowMatrix, check_matrix, gathered_dots, map_blocks, pass_rows, row_dots
 
 SHORTLIST = 1024  # longer: fewer choices are missed, and every step costs more
-CACHE_BYTES = 2 << 20  # a block of the first reading is used several times: keep it near the processor
 TIE = 1e-12  # correlations that differ by less, relative to ‖f‖ ‖r‖, are equal
 
 
@@ -33,9 +33,10 @@ class Screen:
         self.rows, self.width = check_matrix(atoms, "atoms")
         self.atoms, self.memory_bytes = atoms, memory_bytes
         self._shift = _shift(atoms, target)
-        fits = 2 * self.rows * self.width <= memory_bytes // 2 and _fast_bfloat16()
+        local = getattr(atoms, "map_blocks", None) is None  # otherwise products are made where the rows lie
+        fits = local and 2 * self.rows * self.width <= memory_bytes // 2 and _fast_bfloat16()
+        self._local, self._dtype = local, torch.bfloat16 if fits else torch.float32
         self._copy = torch.empty((self.rows, self.width), dtype=torch.bfloat16) if fits else None
-        self._dtype = torch.bfloat16 if fits else torch.float32
         self.base, squares = self._read(target)
         unusable = np.flatnonzero(~np.isfinite(squares) | ~np.isfinite(self.base))
         if len(unusable):
@@ -48,11 +49,11 @@ class Screen:
     def _read(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """F c and the squared row norms; fills the working copy on the way."""
         base, squares = np.empty(self.rows), np.empty(self.rows)
-        for start, stop, block in blocks(self.atoms, np.float64, min(self.memory_bytes, CACHE_BYTES)):
-            squares[start:stop] = np.einsum("ij,ij->i", block, block)
-            base[start:stop] = row_dots(block, target)
-            if self._copy is not None:
-                self._copy[start:stop] = torch.from_numpy(block - self._shift)
+        look = partial(_first_look, target, self._shift, self._copy is not None)
+        for start, stop, (numbers, shifted) in map_blocks(self.atoms, look, pass_rows(self.width)):
+            base[start:stop], squares[start:stop] = numbers
+            if self._copy is not None and shifted is not None:
+                self._copy[start:stop] = shifted
         return base, squares
 
     @property
@@ -75,12 +76,11 @@ class Screen:
         plain = isinstance(self.atoms, np.ndarray) and self.atoms.dtype in (np.float32, np.float64)
         if plain and len(residuals) == 1 and self._dtype != torch.float64:
             return self._one_product(residuals[0])
-        working = torch.from_numpy(residuals).to(self._dtype)
         wide = torch.float64 if self._dtype == torch.float64 else torch.float32
         out = torch.empty((len(residuals), self.rows), dtype=wide)
         largest = np.zeros(len(residuals))
-        for start, stop, block in self._blocks():
-            out[:, start:stop] = working @ block.T
+        for start, stop, part in self._blocks(residuals):
+            out[:, start:stop] = part
             low, high = torch.aminmax(out[:, start:stop], dim=1)
             largest = np.maximum(largest, torch.maximum(-low, high).to(torch.float64).numpy())
         common = residuals @ self._shift
@@ -101,19 +101,22 @@ class Screen:
         """From now on take products in float32: too many atoms were within the error of bfloat16."""
         if self._dtype == torch.bfloat16:
             self._copy, self._dtype = None, torch.float32
-            if 4 * self.rows * self.width <= self.memory_bytes // 2:
+            if self._local and 4 * self.rows * self.width <= self.memory_bytes // 2:
                 copy = torch.empty((self.rows, self.width), dtype=torch.float32)
-                for start, stop, block in self._blocks():
+                shift = partial(_shifted, self._shift)
+                for start, stop, block in map_blocks(self.atoms, shift, pass_rows(self.width)):
                     copy[start:stop] = block
                 self._copy = copy
 
-    def _blocks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """F − 1 mᵀ in the working precision, block by block."""
+    def _blocks(self, residuals: np.ndarray) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """R (F − 1 mᵀ)ᵀ in the working precision, block by block."""
         if self._copy is not None:
-            yield 0, self.rows, self._copy
+            yield 0, self.rows, torch.from_numpy(residuals).to(self._dtype) @ self._copy.T
             return
-        for start, stop, block in blocks(self.atoms, np.float64, self.memory_bytes // 16):
-            yield start, stop, torch.from_numpy(block - self._shift).to(self._dtype)
+        kind = np.float64 if self._dtype == torch.float64 else np.float32
+        multiply = partial(_multiplied, residuals.astype(kind), self._shift)
+        for start, stop, part in map_blocks(self.atoms, multiply, pass_rows(self.width)):
+            yield start, stop, torch.from_numpy(part)
 
     def best(
         self, scores: np.ndarray, error: float, candidates: np.ndarray, residual: np.ndarray, positive: bool
@@ -132,6 +135,24 @@ class Screen:
             exact = gathered_dots(self.atoms, close, residual, self.memory_bytes)
             exact = exact if positive else np.abs(exact)
         return int(close[exact >= exact.max() - tie].min())
+
+
+def _first_look(
+    target: np.ndarray, shift: np.ndarray, keep: bool, rows: np.ndarray, _: int
+) -> tuple[np.ndarray, torch.Tensor | None]:
+    """(2, rows): correlations with the target and squared norms; and the shifted rows, if they are kept."""
+    block = np.ascontiguousarray(rows, dtype=np.float64)
+    numbers = np.stack([row_dots(block, target), np.einsum("ij,ij->i", block, block)])
+    return numbers, torch.from_numpy(block - shift) if keep else None
+
+
+def _shifted(shift: np.ndarray, rows: np.ndarray, _: int) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(rows, np.float64) - shift)
+
+
+def _multiplied(residuals: np.ndarray, shift: np.ndarray, rows: np.ndarray, _: int) -> np.ndarray:
+    """(s, rows) products in the precision of the residuals."""
+    return residuals @ (np.asarray(rows, np.float64) - shift).astype(residuals.dtype).T
 
 
 def _shift(atoms: RowMatrix, target: np.ndarray) -> np.ndarray:
