@@ -108,7 +108,7 @@ def test_histograms_count_every_row_once_and_share_their_bins() -> None:
 def test_figures_are_what_plotly_accepts_once_the_colour_roles_are_replaced() -> None:
     import plotly.graph_objects as go
 
-    style = (Path(__file__).parents[1] / "src/pursuit/report/style.css").read_text()
+    style = (Path(__file__).parents[1] / "src/pursuit/report/assets/style.css").read_text()
 
     def painted(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -124,7 +124,7 @@ def test_figures_are_what_plotly_accepts_once_the_colour_roles_are_replaced() ->
 
     figures = embedded(page(make_data()), "figures")
     expected = {"sources", "clusters", "cluster_residuals", "curves", "length", "response_length", "loss"}
-    assert set(figures) == expected | {"gradient_norm", "map"}
+    assert set(figures) == expected | {"gradient_norm", "map", "support", "weights"}
     for figure in figures.values():
         go.Figure(painted(figure))
 
@@ -144,3 +144,67 @@ def test_what_stands_out_is_said() -> None:
     assert re.search(r"Source chat: [\d.]+% of the pool, none of the chosen\.", words)
     assert re.search(r"Source sums is over-represented: ×\d", words)
     assert "Warning something is odd" in words
+
+
+def test_weights_are_summed_up_as_a_whole_and_by_group() -> None:
+    data = make_data(rows=400, k=40)
+    weights = data.chosen["weight"].to_numpy()
+    words = Page(page(data)).words()
+    effective = weights.sum() ** 2 / np.square(weights).sum()
+    heaviest = np.sort(weights)[-4:].sum() / weights.sum()
+    assert f"The 40 weights count like {round(effective)} equal ones" in words
+    assert f"the heaviest tenth of the rows carries {100 * heaviest:.1f}% of the weight" in words
+    names = np.array(data.chosen["source"].to_pylist())
+    for source in SOURCES:
+        rows, weight = (names == source).mean(), weights[names == source].sum() / weights.sum()
+        row = f"{source} {(names == source).sum()} {100 * rows:.1f}% {100 * weight:.1f}% ×{weight / rows:.2f}"
+        assert row in words
+    equal = data.chosen.set_column(data.chosen.column_names.index("weight"), "weight", pa.array([2.0] * 40))
+    assert "weights (they are all equal)" in Page(page(replace(data, chosen=equal))).words()
+
+
+def test_the_course_of_a_joint_choice_stands_beside_that_of_the_most_similar_rows() -> None:
+    html = page(make_data())
+    words = Page(html).words()
+    assert "Residual by iteration" in words
+    assert "iteration whole pool most similar rows that entered 1 0.9 0.6 30 2 0.5 0.6 4 3 0.25 0.6 0" in words
+    lines = {line["line"]["dash"]: line["y"] for line in embedded(html, "figures")["curves"]["data"]}
+    assert lines == {"solid": [0.9, 0.5, 0.25], "dash": [0.6, 0.6, 0.6]}
+    assert embedded(html, "figures")["support"]["data"][0]["y"] == [30, 4, 0]
+    assert "reading 0.5 s" in words
+    assert "Together 2.5 s." in words
+
+
+def test_targets_agreement_scripts_directions_and_pairs_are_said_in_numbers() -> None:
+    words = Page(page(make_data())).words()
+    assert "arithmetic 40 30 30 50.0% 0.31" in words
+    assert "reading 25 30 29 48.3% 0.42" in words
+    assert "another seed 75.0% 0.93" in words
+    assert "the two halves with each other 60.0% 0.70" in words
+    assert "a random choice 10.0% 0.40" in words
+    assert "Left out: checkpoint 2 alone (out of time)." in words
+    assert "Latin pool 80.0% chosen 80.0%" in words
+    assert "Among 100 of the pool and 10 chosen." in words
+    assert "1− 20.0% 30.0% 40.0% the first text the second text" in words
+    assert "joint: 0 pairs" in words
+    assert "similar: 9 pairs, 1 of them shown" in words
+    assert "0.980 similar row 12 and rank 3" in words
+
+
+def test_time_has_a_price_only_where_one_is_given() -> None:
+    data = make_data()  # 60 + 40 seconds against 1,000, at 3.6 an hour
+    words = Page(page(data)).words()
+    assert "Selection 60 s 0.06 EUR" in words
+    assert "Both together 100 s 0.10 EUR" in words.replace("1.7 min", "100 s")
+    assert "Train on pool 17 min 1.00 EUR" in words
+    assert "Money: 3.60 EUR an hour." in words
+    assert "EUR" not in Page(page(replace(data, price_per_hour=None))).words()
+
+
+def test_agreement_no_better_than_chance_and_scripts_that_vanish_stand_out() -> None:
+    data = make_data(scripts=[("Latin", 60, 60), ("Cyrillic", 40, 0)])
+    assert data.agreement is not None
+    noise = [replace(data.agreement.entries[0], kept=0.12)]
+    words = Page(page(replace(data, agreement=replace(data.agreement, entries=noise)))).words()
+    assert "Run again with another seed, the method takes only 12.0% of these rows." in words
+    assert "Script Cyrillic: 40.0% of the pool, 0.0% of the chosen (in a sample)." in words

@@ -28,7 +28,9 @@ def test_features_without_texts_leave_sections_out_and_say_why() -> None:
     sections = [attributes["id"] for tag, attributes in parsed.elements if tag == "section"]
     assert sections == ["overview", "browse", "time"]
     words = parsed.words()
-    assert "Not in this report: sources (there is only one); clusters (the method makes none)" in words
+    assert "Not in this report: map (not computed); sources (there is only one); clusters (the" in words
+    assert "weights (they are all equal)" in words
+    assert "agreement (not asked for)" in words
     assert "There are no texts to show" in words
     assert 'id="plotly"' not in html  # nothing to draw, nothing to carry
     assert len(html) < 60_000
@@ -40,8 +42,10 @@ def test_features_without_texts_leave_sections_out_and_say_why() -> None:
     [
         ({"clusters": []}, "clusters"),
         ({"residuals": {}}, "residuals"),
-        ({"map": None}, "map"),
-        ({"near_duplicates": [], "examples": []}, "near"),
+        ({"map": None, "directions": []}, "map"),
+        ({"near_duplicates": [], "examples": [], "method_pairs": []}, "near"),
+        ({"targets": []}, "targets"),
+        ({"agreement": None}, "agreement"),
         ({"refused": [], "refused_total": 0}, "refused"),
         ({"settings": {}, "versions": {}}, "settings"),
     ],
@@ -70,7 +74,7 @@ def test_one_or_two_chosen_examples_make_a_page(k: int) -> None:
     assert f"{k} of 30 examples" in terminal(data)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(

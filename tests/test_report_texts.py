@@ -7,39 +7,15 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pursuit.report import (
-    ExampleView,
-    GradientMap,
-    NearDuplicate,
-    ReportData,
-    write_report,
-)
+from pursuit.report import NearDuplicate, write_report
 from pursuit.report.examples import clip, compared
 from pursuit.report.page import page
 from pursuit.report.text import visible
-from report_pages import Page, embedded, make_data, terminal
-
-HOSTILE = (
-    "</script><script>alert(1)</script><!-- \"'&amp; \u2028\u2029 \x00\x1b[31m\ud800 ]]> <img src=x onerror=alert(2)>"
-)
-
-
-def hostile_data(text: str) -> ReportData:
-    data = make_data(rows=40, k=8)
-    broken = data.pool.set_column(1, "source", pa.array([text.encode("utf-8", "replace").decode()] * 20 + ["b"] * 20))
-    example = ExampleView(0, 1, text, 2, 0.5, float("nan"), 1.0, [(text, False), (text, True)], text, 3)
-    return replace(
-        data, title=text, method=text, model=text, pool=broken, examples=[example], warnings=[text],
-        settings={text: {text: [text]}}, versions={text: text}, timings=[(text, 1.0, text)],
-        near_duplicates=[NearDuplicate(0, 1, 0.9, text, text + "x")], refused=[(text, 1, text)],
-        residuals={text: [1.0, 0.5]},
-        map=GradientMap(np.zeros((2, 2)), np.array([True, False]), np.zeros(2), [text, text]),
-    )  # fmt: skip
+from report_pages import HOSTILE, Page, embedded, hostile_data, make_data, terminal
 
 
 @cache

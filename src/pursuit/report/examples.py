@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from pursuit.report.data import ExampleView, NearDuplicate
+from pursuit.report.data import ExampleView, NearDuplicate, NeighbourView
 from pursuit.report.text import count, known, visible
 
 ALL_TEXT_BYTES = 3_000_000  # of all examples together: what keeps the page small enough to send
@@ -27,9 +27,19 @@ def example_records(examples: Sequence[ExampleView]) -> list[dict[str, Any]]:
             "cluster": int(example.cluster), "weight": _finite(example.weight), "score": _finite(example.score),
             "loss": _finite(example.loss), "path": visible(example.path or ""),
             "line": None if example.line is None else int(example.line), "segments": clip(example.segments, room),
+            "reasons": [visible(reason) for reason in example.reasons],
+            "neighbour": None if example.neighbour is None else _neighbour(example.neighbour, room // 2),
         }
         for example in examples
     ]  # fmt: skip
+
+
+def _neighbour(view: NeighbourView, room: int) -> dict[str, Any]:
+    return {
+        "index": int(view.index), "source": visible(view.source or ""), "path": visible(view.path or ""),
+        "line": None if view.line is None else int(view.line), "similarity": _finite(view.similarity),
+        "segments": clip(view.segments, room),
+    }  # fmt: skip
 
 
 def _finite(value: float | None) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pursuit.report.data import ClusterView, ReportData
-from pursuit.report.text import count, known, number, percent, times
+from pursuit.report.text import known
 
 QUANTITIES = (  # column, title, unit, whole numbers
     ("length", "Length", "tokens", True),
@@ -76,7 +75,7 @@ class ClusterRow:
 
     view: ClusterView
     chosen: int
-    top_source: str
+    top_source: str  # of its members; of its chosen members where the pool's clusters are not known
     top_share: float
 
 
@@ -141,7 +140,7 @@ def bin_edges(values: np.ndarray, whole: bool, chosen: int) -> tuple[np.ndarray,
         return np.empty(0), False
     log = bool(low > 0 and high / low > LOG_RATIO)
     if whole:
-        low, high = np.floor(low) - 0.5, np.ceil(high) + 0.5
+        low, high = max(np.floor(low) - 0.5, 0.5 if log else -np.inf), np.ceil(high) + 0.5
     bins = int(np.clip(1.5 * math.sqrt(chosen), FEWEST_BINS, MOST_BINS))
     edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
     if whole:
@@ -163,11 +162,17 @@ def cluster_rows(data: ReportData) -> list[ClusterRow]:
         return []
     clusters = column(data.chosen, "cluster")
     chosen = Counter() if clusters is None else Counter(clusters.astype(np.int64).tolist())
-    top = _top_sources(data.pool)
+    top = _top_sources(data.pool if clusters_known(data) else data.chosen)
     rows = [
         ClusterRow(view, chosen[view.cluster], *top.get(view.cluster, ("", float("nan")))) for view in data.clusters
     ]
     return sorted(rows, key=lambda row: (-row.view.size, row.view.cluster))
+
+
+def clusters_known(data: ReportData) -> bool:
+    """Whether the cluster is known of rows that were not chosen."""
+    values = column(data.pool, "cluster")
+    return values is not None and np.count_nonzero(values >= 0) > data.chosen.num_rows
 
 
 def _top_sources(pool: pa.Table) -> dict[int, tuple[str, float]]:
@@ -204,33 +209,3 @@ def saving(data: ReportData) -> float | None:
         return None
     together = cost["selection_seconds"] + cost["subset_training_seconds"]
     return cost["full_training_seconds"] / together if together > 0 else None
-
-
-def observations(
-    data: ReportData, shares: Sequence[SourceShare], found: Sequence[Distribution], most: int = 6
-) -> list[str]:
-    """What a careful reader of these numbers would look into; the thresholds are ours."""
-    notes = []
-    chosen = data.chosen.num_rows
-    if chosen != data.budget:
-        notes.append(f"{count(data.budget)} examples were asked for and {count(chosen)} were chosen.")
-    for item in found:
-        ratio = item.chosen.median / item.pool.median if item.pool.median > 0 else 1.0
-        if chosen >= 10 and not 2 / 3 <= ratio <= 3 / 2:
-            notes.append(
-                f"{item.title}: the chosen have a median of {number(item.chosen.median)}, "
-                f"the pool {number(item.pool.median)} ({times(ratio)})."
-            )
-    doubled = {max(pair.a_rank, pair.b_rank) for pair in data.near_duplicates}
-    if len(doubled) > max(1, chosen // 100):
-        notes.append(f"{count(len(doubled))} chosen examples nearly repeat another chosen one.")
-    for share in shares if len(shares) > 1 else ():
-        expected = share.pool_share * chosen
-        if expected >= 10 and share.factor < 0.5:
-            notes.append(
-                f"Source {share.source}: {percent(share.pool_share)} of the pool, "
-                f"{percent(share.chosen_share) if share.chosen else 'none'} of the chosen."
-            )
-        elif share.chosen >= 10 and share.factor > 2:
-            notes.append(f"Source {share.source} is over-represented: {times(share.factor)} its share of the pool.")
-    return notes if len(notes) <= most else [*notes[:most], f"{len(notes) - most} more of this kind."]

@@ -8,8 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pursuit.report.data import ReportData
-from pursuit.report.summary import distributions, known_cost, observations, saving, source_shares, token_share
-from pursuit.report.text import about, count, duration, known, number, percent, shorten, times, visible
+from pursuit.report.observations import observations
+from pursuit.report.summary import distributions, known_cost, saving, source_shares, token_share
+from pursuit.report.text import about, count, duration, known, money, number, percent, shorten, times, visible
+from pursuit.report.weights import weight_summary
 
 MOST_SOURCES = 8
 COST_NAMES = {
@@ -50,7 +52,7 @@ def terminal_summary(data: ReportData) -> RenderableType:
         table.add_row(f"median {quantity.title.lower()}", number(pool), number(picked), ratio)
     parts.append(table)
 
-    parts += [Text(line) for line in _lines(data)]
+    parts += [Text(visible(line)) for line in _lines(data)]
     parts += [Text(f"Warning: {visible(text)}", style="yellow") for text in data.warnings]
     parts += [Text(f"Worth a look: {visible(text)}") for text in observations(data, shares, found, most=3)]
     return Group(*parts)
@@ -63,7 +65,17 @@ def _lines(data: ReportData) -> list[str]:
         lines.append(f"Near-duplicates among the chosen: {count(pairs)} {'pair' if pairs == 1 else 'pairs'}")
     if data.refused_total:
         lines.append(f"Rows refused: {count(data.refused_total)}")
-    costs = [f"{COST_NAMES[key]} {duration(seconds)}" for key, seconds in known_cost(data).items()]
+    ours = next(((name, curve) for name, curve in data.residuals.items() if len(curve)), None)
+    if ours is not None:
+        lines.append(f"Residual at the end: {number(ours[1][-1])} of the goal")
+    weights = weight_summary(data)
+    if weights is not None:
+        lines.append(f"Weights: they count like {count(round(weights.effective))} equal ones")
+    price = data.price_per_hour
+    costs = [
+        f"{COST_NAMES[key]} {duration(seconds)}" + (f" ({money(seconds, price, data.currency)})" if price else "")
+        for key, seconds in known_cost(data).items()
+    ]
     ratio = saving(data)
     if costs:
         less = f" ({about(ratio)} times less in all)" if ratio and ratio >= 1.05 else ""

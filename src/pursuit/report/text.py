@@ -72,6 +72,15 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 86400:,.1f} days"
 
 
+def money(seconds: float, price_per_hour: float | None, currency: str = "") -> str:
+    """What so many seconds cost."""
+    if price_per_hour is None:
+        return UNKNOWN
+    amount = price_per_hour * seconds / 3600
+    text = "under 0.01" if 0 < amount < 0.005 else f"{amount:,.2f}"
+    return f"{text} {currency}".strip()
+
+
 def times(ratio: float) -> str:
     """A ratio: ×0.42, ×1.30, ×12."""
     return f"×{ratio:.2f}" if ratio < 9.995 else f"×{ratio:,.0f}"

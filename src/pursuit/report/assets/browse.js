@@ -5,7 +5,7 @@
   const byId = (id) => document.getElementById("browse-" + id);
   const form = byId("form"), list = byId("list");
   const PAGE = 20;
-  let page = 0;
+  let page = 0, only = null;
 
   const compare = (key, sign) => (a, b) =>
     (a[key] === null) - (b[key] === null) || sign * (a[key] - b[key]) || a.rank - b.rank;
@@ -42,6 +42,9 @@
   const differing = (key) => [...new Set(examples.map((example) => example[key]))];
   const number = (value) => (Number.isInteger(value) ? value.toLocaleString("en") : Number(value.toPrecision(4)).toString());
 
+  const placeOf = (row) =>
+    row.path ? row.path + (row.line === null ? "" : ", line " + row.line) : "row " + row.index;
+
   function facts(example) {
     const line = element("div", "", "facts");
     line.append(element("h3", "Rank " + example.rank));
@@ -50,36 +53,68 @@
     for (const name of ["weight", "score", "loss"]) {
       if (example[name] !== null) line.append(element("span", name + " " + number(example[name])));
     }
-    const place = example.path && example.path + (example.line === null ? "" : ", line " + example.line);
-    line.append(element("span", place || "row " + example.index));
+    line.append(element("span", placeOf(example)));
     return line;
+  }
+
+  function why(example) {
+    const list = element("ul", "", "why");
+    list.setAttribute("aria-label", "Why it was chosen");
+    list.append(...example.reasons.map((reason) => element("li", reason)));
+    return list;
+  }
+
+  function text(segments) {
+    const holder = element("pre");
+    holder.dir = "auto";
+    for (const [part, response, leftOut] of segments) {
+      holder.append(response ? element("mark", part, "response") : element("span", part));
+      if (leftOut) holder.append(element("span", leftOut, "left-out"));
+    }
+    return holder;
+  }
+
+  function beside(neighbour) {
+    const side = element("div", "", "neighbour");
+    const line = element("p", "", "facts");
+    line.append(element("strong", "Not chosen"), element("span", "cosine " + neighbour.similarity.toFixed(3)));
+    if (neighbour.source) line.append(element("span", neighbour.source));
+    line.append(element("span", placeOf(neighbour)));
+    side.append(line, text(neighbour.segments));
+    return side;
   }
 
   function card(example) {
     const article = element("article", "", "card");
     article.setAttribute("aria-label", "Chosen example of rank " + example.rank);
-    const text = element("pre");
-    text.dir = "auto";
-    for (const [part, response, leftOut] of example.segments) {
-      const holder = response ? element("mark", part, "response") : element("span", part);
-      text.append(holder);
-      if (leftOut) text.append(element("span", leftOut, "left-out"));
+    article.append(facts(example));
+    if (example.reasons.length) article.append(why(example));
+    const sides = element("div", "", example.neighbour ? "sides" : "");
+    const own = element("div");
+    if (example.neighbour) {
+      const line = element("p", "", "facts");
+      line.append(element("strong", "Chosen"));
+      own.append(line);
     }
-    article.append(facts(example), text);
+    own.append(text(example.segments));
+    sides.append(own);
+    if (example.neighbour) sides.append(beside(example.neighbour));
+    article.append(sides);
     const item = element("li");
     item.append(article);
-    return { item, text, article };
+    return { item, article };
   }
 
   // Long texts are folded, with a button, once their height on the page is known.
-  function fold({ text, article }) {
-    if (text.scrollHeight < 300) return;
-    text.classList.add("folded");
+  function fold({ article }) {
+    const texts = Array.from(article.querySelectorAll("pre"));
+    if (!texts.some((text) => text.scrollHeight >= 300)) return;
+    texts.forEach((text) => text.classList.add("folded"));
     const button = element("button", "Show all of it", "more");
     button.type = "button";
     button.setAttribute("aria-expanded", "false");
     button.addEventListener("click", () => {
-      const folded = text.classList.toggle("folded");
+      const folded = texts.map((text) => text.classList.toggle("folded"))[0];
       button.textContent = folded ? "Show all of it" : "Show less";
       button.setAttribute("aria-expanded", String(!folded));
     });
@@ -89,7 +124,7 @@
   function show() {
     const wanted = byId("text").value.toLowerCase();
     const source = byId("source").value, cluster = byId("cluster").value;
-    const found = examples.filter((example) =>
+    const found = only !== null ? examples.filter((example) => example.index === only) : examples.filter((example) =>
       (!source || example.source === source.slice(1)) && (!cluster || String(example.cluster) === cluster) &&
       (!wanted || example.text.includes(wanted) || example.path.toLowerCase().includes(wanted)));
     found.sort(orders[byId("order").value]);
@@ -105,6 +140,7 @@
     byId("back").disabled = page === 0;
     byId("next").disabled = page === pages - 1;
     byId("pages").hidden = pages === 1;
+    byId("all").hidden = only === null;
   }
 
   function turn(by) {
@@ -123,9 +159,19 @@
   let waiting;
   form.addEventListener("input", (event) => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => { page = 0; show(); }, event.target.id === "browse-text" ? 150 : 0);
+    waiting = setTimeout(() => { page = 0; only = null; show(); }, event.target.id === "browse-text" ? 150 : 0);
   });
   form.addEventListener("submit", (event) => event.preventDefault());
+  byId("all").addEventListener("click", () => { only = null; page = 0; show(); byId("text").focus(); });
+  // A point of the map that was selected.
+  document.addEventListener("pursuit-row", (event) => {
+    if (!examples.some((example) => example.index === event.detail)) return;
+    only = event.detail;
+    page = 0;
+    show();
+    document.getElementById("browse").scrollIntoView();
+    byId("all").focus({ preventScroll: true });
+  });
   byId("back").addEventListener("click", () => turn(-1));
   byId("next").addEventListener("click", () => turn(1));
   show();

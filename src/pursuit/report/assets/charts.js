@@ -44,6 +44,14 @@
     window.Plotly.react(place, figure.data, figure.layout, config);
   }
 
+  // A point that stands for a row opens it among the examples.
+  function listen(place) {
+    place.on("plotly_click", (event) => {
+      const row = event.points[0].customdata;
+      if (typeof row === "number") document.dispatchEvent(new CustomEvent("pursuit-row", { detail: row }));
+    });
+  }
+
   const drawAll = (printing) => places.forEach((place) => draw(place, printing));
 
   function say(message) {
@@ -70,6 +78,7 @@
       await library();
       places.forEach((place) => place.replaceChildren());
       drawAll(false);
+      places.forEach(listen);
     } catch (error) {
       say("The charts could not be drawn (" + error.message + ").");
       return;
