@@ -76,3 +76,27 @@ def test_the_same_by_the_command_line(made, capsys):
     assert {row["source"] for row in chosen} <= {"b", "c"}
     code, text = run_main(*command, *targets, "--quota", "nothing=1", capsys=capsys)
     assert (code, "nothing" in text) == (2, True)
+
+
+@pytest.mark.filterwarnings("ignore:.*stand in the target")
+def test_the_report_is_made_again_with_the_agreement(made, tmp_path, capsys):
+    run, _ = made
+    result = run.select(Tagcos(clusters=3), 13, seed=5, drop_sources=["b"], out=tmp_path / "subset.jsonl")
+    before = result.report.read_text()
+    name = next(path.parent.name for path in run.folder.selections.glob("tagcos-13-*/choice.json"))
+    assert Run(run.folder.path).report(name) == result.report
+    assert "Agreement" not in before
+    command = ("report", "--run", run.folder.path, "--selection", name, "--agreement", "--price-per-hour", 2.5)
+    code, text = run_main(*command, "--out", tmp_path / "again.html", capsys=capsys)
+    assert code == 0, text
+    again = (tmp_path / "again.html").read_text()
+    assert "another seed" in again.lower()
+    code, text = run_main("report", "--run", tmp_path / "nowhere", capsys=capsys)
+    assert (code, "no run is in this folder" in " ".join(text.split())) == (2, True)
+
+
+@pytest.mark.filterwarnings("ignore:.*stand in the target")
+def test_the_cost_is_that_of_this_selection_alone(made):
+    run, _ = made
+    first, second = (run.select("random", 5, seed=seed).cost["selection_seconds"] for seed in (1, 2))
+    assert second < 2 * first + 1, "the time of earlier selections was counted again"

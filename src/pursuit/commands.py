@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pursuit.errors import DataError, SettingsError
+from pursuit.errors import DataError, RunError, SettingsError
 from pursuit.export import Result, publish
 from pursuit.features import Features
 from pursuit.jobs import Share, extract_share
@@ -118,6 +118,16 @@ def extract_features(folder: Path, settings: Mapping[str, Any], append: list[str
     features = Run(folder, **settings).extract(append=append or None)
     shape = f"{features.num_rows:,} rows × {features.num_checkpoints} checkpoints × {features.dimension:,} numbers"
     output.print(f"{shape} in {folder}")
+
+
+def write_report_again(
+    folder: Path, selection: str | None, agreement: bool, price_per_hour: float | None, out: Path | None
+) -> None:
+    """`pursuit report`."""
+    if not (folder / "settings.json").exists():
+        raise RunError(f"{folder}: no run is in this folder.")
+    page = Run(folder).report(selection, agreement=agreement, price_per_hour=price_per_hour, out=out)
+    output.print(Text.assemble(("report  ", "bold"), str(page)))
 
 
 def print_status(folder: Path, of: int | None, verify: bool) -> None:

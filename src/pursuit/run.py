@@ -9,8 +9,9 @@ Every stage is skipped when its result already stands in the folder, and goes on
 from __future__ import annotations
 
 import glob
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,22 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pursuit.encoding import Encoder, duplicate_groups, render_tokens
+from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
 from pursuit.engine.extraction import fill_on
 from pursuit.errors import RunError, SelectionError, SettingsError
-from pursuit.export import Result, publish
+from pursuit.export import Result
 from pursuit.features import Features
-from pursuit.files import fingerprint
 from pursuit.jobs import OnDevices
 from pursuit.models import settled_dtype
 from pursuit.narrowing import kept_rows, narrowed, widened
 from pursuit.pool import Pool, check_subset_path
+from pursuit.reporting import Choice, publish_choice, report_again
 from pursuit.run_folder import RunFolder
-from pursuit.selectors import Selection, Selector, check_budget, method, parse_budget
+from pursuit.saved import find_selection
+from pursuit.selectors import Selector, check_budget, method, parse_budget
 from pursuit.settings import Settings
 from pursuit.stages import Fill, Rows, Stages
-from pursuit.warmup.plan import Plan
 from pursuit.warmup.trajectory import Trajectory
 
 
@@ -152,15 +153,39 @@ class Run:
             for note in notes:
                 warnings.warn(note, stacklevel=2)
             count = parse_budget(budget, int(keep.sum()))
-            features, target = self._features_for(chosen, encoded)
+            features, target = self.features_for(chosen, encoded)
+            started = time.monotonic()
             with self.folder.timed(f"select {chosen.name}"):
                 rows = narrowed(features, keep)
                 rows = rows.on(self.engine) if self.settings.engine != "local" and chosen.needs_features else rows
                 selection = widened(chosen.select(rows, count, target=target, seed=seed), keep)
-            left_out = {"drop_sources": list(drop_sources), "drop_leaks": drop_leaks}
-            return self._publish(chosen, selection, features, encoded, subset, {"seed": seed, **left_out}, notes)
+            choice = Choice(
+                selection.method, dict(selection.parameters), count, seed, list(drop_sources), drop_leaks,
+                time.monotonic() - started, list(self.settings.target),
+            )  # fmt: skip
+            return publish_choice(self, choice, chosen, selection, features, target, keep, notes, subset)
 
-    def _features_for(self, selector: Selector, encoded: Rows) -> tuple[Features, Features | None]:
+    def report(
+        self, selection: str | Path | None = None, *, agreement: bool = False, price_per_hour: float | None = None,
+        out: str | Path | None = None,
+    ) -> Path:  # fmt: skip
+        """Write the report of a selection anew, and perhaps with more in it.
+
+        Args:
+            selection: a name in the run's `selections/`, its beginning, or a path; not needed where there is one only.
+            agreement: run the method again with another seed, on single checkpoints and on halves of the projection,
+                to show how much of the choice stays.
+            price_per_hour: of the machine, to show money beside time.
+            out: the page; beside the subset without.
+        """
+        folder = find_selection(self.folder.selections, selection)
+        wanted = Choice.load(folder).target
+        run = self if wanted == list(self.settings.target) else Run(self.folder.path, target=wanted)
+        return report_again(
+            run, folder, agreement=agreement, price_per_hour=price_per_hour, out=None if out is None else Path(out)
+        )
+
+    def features_for(self, selector: Selector, encoded: Rows) -> tuple[Features, Features | None]:
         """What a method looks at, of the pool and of the target."""
         wanted = selector.needs_target or (selector.uses_target and self.settings.target)
         if not selector.needs_features:
@@ -168,44 +193,6 @@ class Run:
         if selector.needs_embeddings:
             return self.stages.embeddings(), self.stages.target_embeddings() if wanted else None
         return self.stages.features(), self.stages.target_features() if wanted else None
-
-    def _publish(
-        self, selector: Selector, selection: Selection, features: Features, encoded: Rows, out: Path | None,
-        how: Mapping[str, Any], notes: list[str],
-    ) -> Result:  # fmt: skip
-        job = {"method": selection.method, "parameters": dict(selection.parameters), **how}
-        key = fingerprint([job, self.settings.target, selection.indices.tolist()])[:8]
-        folder = self.folder.selections / f"{selection.method}-{len(selection)}-{key}"
-        selection.save(folder)
-        return publish(
-            selection, features, self.pool, out or folder / "subset.jsonl",
-            settings={"selection": job, **self.settings.model_dump(mode="json")}, model=self.model_name,
-            render=lambda index: render_tokens(self.tokenizer, *encoded[index]),
-            timings=[(stage, seconds, "") for stage, seconds in self.folder.timings().items()],
-            cost=self._cost(selector, selection, encoded), refused_total=len(encoded.refused),
-            duplicates_in_pool=sum(len(group) - 1 for group in duplicate_groups(encoded.rows)),
-            refused=[(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]], warnings=notes,
-        )  # fmt: skip
-
-    def _cost(self, selector: Selector, selection: Selection, encoded: Rows) -> dict[str, float | None]:
-        """Seconds of the stages that the method needs, and of training for the warm-up's epochs at its pace."""
-        seconds = self.folder.timings()
-        stages = ["encode", f"select {selector.name}"]
-        wanted = selector.needs_target or (selector.uses_target and self.settings.target)
-        if selector.needs_embeddings:
-            stages += ["embeddings", *(["target embeddings"] if wanted else [])]
-        elif selector.needs_features:
-            stages += ["warm-up", "features", *(["target"] if wanted else [])]
-        cost: dict[str, float | None] = {"selection_seconds": sum(seconds.get(stage, 0.0) for stage in stages)}
-        if "warm-up" not in seconds:
-            return cost
-        recipe = self.settings.warmup_recipe()
-        plan = Plan(recipe, len(encoded))
-        trained = sum(int(encoded.lengths[plan.batch(step)].sum()) for step in range(plan.last_step))
-        pace = seconds["warm-up"] / trained * recipe.epochs
-        cost["full_training_seconds"] = pace * int(encoded.lengths.sum())
-        cost["subset_training_seconds"] = pace * int(encoded.lengths[selection.indices].sum())
-        return cost
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

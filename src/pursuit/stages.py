@@ -72,6 +72,11 @@ class Stages:
             self._encoded = [EncodedPool(part.encoded) for part in self.folder.parts(self.settings.pool)]
         return self.joined(self._encoded)
 
+    def first_part(self) -> EncodedPool:
+        """The rows that the run began with, and warmed up on."""
+        self.encode()
+        return self._encoded[0]
+
     def pool_changed(self) -> bool:
         """Whether the pool's files are no longer those that were encoded."""
         self.opened()

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pursuit.errors import DataError, SettingsError, StoreError
 from pursuit.export import beside
 from pursuit.pool import Pool
+from pursuit.saved import find_selection
 from pursuit.selectors import Selection
 from pursuit.trainer_formats import Exported, TrainerFormat, TrainOn, check_out, write_for_trainer
 
@@ -73,21 +74,6 @@ def export_subset(
         values = table[name].to_pylist()
         examples = [replace(example, **{name: value}) for example, value in zip(examples, values, strict=True)]
     return write_for_trainer(examples, table["weight"].to_numpy().tolist(), to, path, train_on=train_on)
-
-
-def find_selection(selections: Path, name: str | Path | None) -> Path:
-    """The folder of a selection, by path, by name in the run's `selections/`, or by the beginning of a name."""
-    if name is not None:
-        for folder in (selections / name, Path(name)):
-            if (folder / "selection.json").is_file():
-                return folder
-    made = sorted(path.parent.name for path in selections.glob("*/selection.json"))
-    fitting = [other for other in made if name is None or other.startswith(f"{name}-")]
-    if len(fitting) == 1:
-        return selections / fitting[0]
-    known = ", ".join(fitting or made) or "none yet"
-    wanted = "name one of them with --selection" if fitting else f"there is no selection {str(name)!r}"
-    raise SettingsError(f"{selections}: {wanted}. Here are: {known}.")
 
 
 def _not_an_input(path: Path, pool: Pool) -> Path:

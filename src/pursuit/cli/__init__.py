@@ -1,4 +1,4 @@
-"""The command line: `pursuit inspect | select | export | warmup | extract | run | methods`.
+"""The command line: one module for each command, or for a few that belong together.
 
 A module here holds the flags and help of some commands; what they do is imported when they run, so that `--help` need
 not wait for torch.
@@ -16,7 +16,7 @@ from cyclopts import CycloptsError
 from pydantic import ValidationError
 from rich.console import Console
 
-from pursuit.cli import compare, evaluate, finetune, select, stages  # noqa: F401  (their commands join the app)
+from pursuit.cli import compare, evaluate, finetune, report, select, stages  # noqa: F401  (their commands join the app)
 from pursuit.cli.app import app, parse_parameters
 from pursuit.errors import PursuitError
 from pursuit.settings import Settings, explain

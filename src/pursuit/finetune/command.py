@@ -25,10 +25,10 @@ from pursuit.models import load_model, load_tokenizer, model_fingerprint, settle
 from pursuit.pool import Pool
 from pursuit.run import Run
 from pursuit.run_folder import RunFolder
+from pursuit.saved import find_selection
 from pursuit.selectors import Selection
 from pursuit.settings import Settings, merge, settings_from
 from pursuit.trainable import prepare_trainable
-from pursuit.trainer_export import find_selection
 
 if TYPE_CHECKING:
     from pursuit.online import BatchSelector

@@ -1,0 +1,180 @@
+"""From a selection to what is written about it, when it is made and whenever its report is wanted again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pursuit.agreement import agreement as agreement_of
+from pursuit.encoding import duplicate_groups, render_tokens
+from pursuit.errors import StoreError
+from pursuit.export import Result, beside, chosen_table, publish
+from pursuit.features import Features
+from pursuit.files import fingerprint, read_json, write_json
+from pursuit.narrowing import kept_rows, narrowed
+from pursuit.overview import report_data
+from pursuit.report import AgreementData, write_report
+from pursuit.selectors import Selection, Selector, method
+from pursuit.stages import Rows, Stages
+from pursuit.warmup.plan import Plan
+
+if TYPE_CHECKING:
+    from pursuit.run import Run
+
+CHOICE = "choice.json"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a selection came about, so that it can be made and reported again.
+
+    Attributes:
+        seconds: that the method itself took.
+        target: files of the target, whether or not the method looked at them.
+        subset: where the chosen rows were written.
+    """
+
+    method: str
+    parameters: dict[str, Any]
+    budget: int
+    seed: int
+    drop_sources: list[str]
+    drop_leaks: bool
+    seconds: float
+    target: list[str]
+    subset: str = ""
+
+    def name(self, selection: Selection) -> str:
+        """Of its folder in the run's `selections/`: the same choice again is the same folder."""
+        shaping = {key: value for key, value in asdict(self).items() if key not in ("seconds", "subset")}
+        return f"{self.method}-{len(selection)}-{fingerprint([shaping, selection.indices.tolist()])[:8]}"
+
+    @classmethod
+    def load(cls, folder: Path) -> Choice:
+        """Read what `publish_choice` left beside a selection."""
+        try:
+            return cls(**read_json(folder / CHOICE))
+        except TypeError as error:
+            raise StoreError(f"{folder / CHOICE}: is not what was written there ({error}). Select again.") from error
+
+
+def publish_choice(
+    run: Run, choice: Choice, selector: Selector, selection: Selection, features: Features, target: Features | None,
+    keep: np.ndarray, notes: list[str], out: Path | None,
+) -> Result:  # fmt: skip
+    """Keep a selection in the run, and write subset, table and report."""
+    folder = run.folder.selections / choice.name(selection)
+    subset = out or folder / "subset.jsonl"
+    selection.save(folder)
+    result = publish(
+        selection, features, run.pool, subset, **_about(run, choice, selector, selection, target, keep, notes)
+    )  # fmt: skip
+    write_json(folder / CHOICE, {**asdict(choice), "subset": str(subset.absolute())})
+    return result
+
+
+def report_again(
+    run: Run, folder: Path, *, agreement: bool = False, price_per_hour: float | None = None, out: Path | None = None
+) -> Path:  # fmt: skip
+    """Write the report of a selection anew.
+
+    Args:
+        folder: of the selection.
+        agreement: also run the method again with another seed, on single checkpoints and on halves of the projection,
+            and show how much of the choice stays.
+        price_per_hour: of the machine: then the page shows money beside time.
+        out: the page; beside the subset without.
+    """
+    choice, selection = Choice.load(folder), Selection.load(folder)
+    selector = method(choice.method, **choice.parameters)
+    with run.folder.locked():
+        encoded = run.stages.encode()
+        features, target = run.features_for(selector, encoded)
+        keep, notes = _kept(run, encoded, choice)
+        # rows that were appended since are not what it was chosen from
+        keep = keep & (np.arange(len(keep)) < selection.num_rows)
+        data = report_data(
+            selection if selection.num_rows == len(encoded) else _of_more_rows(selection, len(encoded)), features,
+            chosen_table(selection, features), price_per_hour=price_per_hour,
+            agreement=_agreement(choice, selector, selection, features, target, keep) if agreement else None,
+            **_about(run, choice, selector, selection, target, keep, notes),
+        )  # fmt: skip
+    page = out or beside(Path(choice.subset), "report.html")
+    write_report(data, page)
+    return page
+
+
+def _kept(run: Run, encoded: Rows, choice: Choice) -> tuple[np.ndarray, list[str]]:
+    target_rows = run.stages.encode_target()[0].rows if run.settings.target else None
+    return kept_rows(encoded.rows, target_rows, drop_sources=choice.drop_sources, drop_leaks=choice.drop_leaks)
+
+
+def _of_more_rows(selection: Selection, rows: int) -> Selection:
+    return Selection(
+        selection.indices, selection.weights, selection.method, rows, selection.parameters, selection.columns,
+        selection.diagnostics,
+    )  # fmt: skip
+
+
+def _agreement(
+    choice: Choice, selector: Selector, selection: Selection, features: Features, target: Features | None,
+    keep: np.ndarray,
+) -> AgreementData:  # fmt: skip
+    numbers = np.full(len(keep), -1)
+    numbers[keep] = np.arange(int(keep.sum()))
+    within = Selection(numbers[selection.indices], selection.weights, selection.method, int(keep.sum()))
+    return agreement_of(selector, narrowed(features, keep), target, choice.budget, choice.seed, within)
+
+
+def _about(
+    run: Run, choice: Choice, selector: Selector, selection: Selection, target: Features | None, keep: np.ndarray,
+    notes: list[str],
+) -> dict[str, Any]:  # fmt: skip
+    """What the report shows besides the selection itself."""
+    stages, encoded = run.stages, run.stages.encode()
+    job = {key: value for key, value in asdict(choice).items() if key not in ("seconds", "subset")}
+    return {
+        "settings": {"selection": job, **run.settings.model_dump(mode="json")}, "model": run.model_name,
+        "render": lambda index: render_tokens(run.tokenizer, *encoded[index]),
+        "target": target, "render_target": _render_target(run) if target is not None else None,
+        "keep": None if keep.all() else keep,
+        "timings": [(stage, seconds, "") for stage, seconds in run.folder.timings().items()],
+        "cost": cost_of(stages, run.folder.timings(), selector, selection, choice.seconds),
+        "refused_total": len(encoded.refused),
+        "refused": [(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]],
+        "duplicates_in_pool": sum(len(group) - 1 for group in duplicate_groups(encoded.rows)), "warnings": notes,
+    }  # fmt: skip
+
+
+def _render_target(run: Run) -> Any:
+    rows = run.stages.encode_target()[0]
+    return lambda index: render_tokens(run.tokenizer, *rows[index])
+
+
+def cost_of(
+    stages: Stages, seconds: Mapping[str, float], selector: Selector, selection: Selection, own_seconds: float
+) -> dict[str, float | None]:
+    """Seconds of the stages that the method needs, and of training for the warm-up's epochs at its pace."""
+    settings, encoded, first = stages.settings, stages.encode(), stages.first_part()
+    needed = ["encode"]
+    wanted = selector.needs_target or (selector.uses_target and settings.target)
+    if selector.needs_embeddings:
+        needed += ["embeddings", *(["target embeddings"] if wanted else [])]
+    elif selector.needs_features:
+        needed += ["warm-up", "features", *(["target"] if wanted else [])]
+    cost: dict[str, float | None] = {
+        "selection_seconds": own_seconds + sum(seconds.get(stage, 0.0) for stage in needed)
+    }
+    if "warm-up" not in seconds:
+        return cost
+    recipe = settings.warmup_recipe()
+    plan = Plan(recipe, len(first))
+    trained = sum(int(first.lengths[plan.batch(step)].sum()) for step in range(plan.last_step))
+    pace = seconds["warm-up"] / trained * recipe.epochs
+    cost["full_training_seconds"] = pace * int(encoded.lengths.sum())
+    cost["subset_training_seconds"] = pace * int(encoded.lengths[selection.indices].sum())
+    return cost
