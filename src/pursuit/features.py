@@ -4,7 +4,8 @@ Layout of a store folder:
 
     manifest.json                    what made it (provenance), N, T, d, rows a shard, checkpoint weights
     checkpoint-00/00000.safetensors  rows 0 … shard_rows-1 at the first checkpoint:
-        features        (n, d)  float16 | bfloat16 | float32, rows of unit norm (a zero gradient stays a zero row)
+        features        (n, d)  float16 | bfloat16 | float32, rows of unit norm (a zero gradient stays a zero row);
+                                or int8 or bits with `scales` (n,) float32, see pursuit.codecs
         norms           (n,)    float32, norm of the projected row before it was scaled
         gradient_norms  (n,)    float32, norm of the plain gradient before preconditioning and projection
         losses          (n,)    float32, mean response loss in nats a token
@@ -34,7 +35,7 @@ from pursuit.feature_rows import Average, RowMatrix, Sharded
 from pursuit.files import read_json, tensor_metadata, write_tensors
 from pursuit.mirror import mirror_of
 
-COLUMNS = ("features", "gradient_norms", "losses", "norms")
+COLUMNS = ("features", "gradient_norms", "losses", "norms")  # of every shard; `scales` beside them where there are codes
 
 
 class Features:
@@ -230,12 +231,16 @@ class FeatureStore:
         def column(name: str) -> NDArray[np.float32]:
             return np.stack([torch.cat([shard[name] for shard in shards]).numpy() for shards in opened])
 
-        matrices = [
-            Sharded([shard["features"] for shard in shards], self.shard_rows, files)
-            for shards, files in zip(opened, paths, strict=True)
-        ]
+        matrices = [self._matrix(shards, files) for shards, files in zip(opened, paths, strict=True)]
         weights = np.asarray(self.manifest["weights"], dtype=np.float64)
         return Features(matrices, weights, rows, column("gradient_norms"), column("losses"), column("norms"))
+
+    def _matrix(self, shards: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> Sharded:
+        scales = [shard["scales"] for shard in shards if "scales" in shard]
+        return Sharded(
+            [shard["features"] for shard in shards], self.shard_rows, paths, scales=scales or None,
+            dimension=self.manifest["dimension"],
+        )  # fmt: skip
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], provenance_digest: str) -> None:
@@ -251,18 +256,20 @@ def shard_is_whole(path: Path, provenance_digest: str) -> bool:
             metadata = tensor_metadata(handle)
             if metadata.get("provenance") != provenance_digest:
                 return False
-            return metadata.get("content") == _content_digest({name: handle.get_tensor(name) for name in COLUMNS})
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return tensors.keys() >= set(COLUMNS) and metadata.get("content") == _content_digest(tensors)
     except (OSError, SafetensorError, ValueError):
         return False
 
 
 def _open_shard(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt") as handle:
-        return {name: handle.get_tensor(name) for name in COLUMNS}
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
 
 
 def _content_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of all tensors' bytes, in the order of their names."""
     digest = hashlib.sha256()
-    for name in COLUMNS:
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

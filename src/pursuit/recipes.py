@@ -13,6 +13,7 @@ from pursuit.errors import SettingsError
 
 Preconditioner = Literal["sgd", "sign", "less", "adam"]
 ProjectionKind = Literal["sparse", "rademacher", "none"]
+StoredType = Literal["float16", "bfloat16", "float32", "int8", "bits"]
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -101,7 +102,7 @@ class Recipe:
 
     Attributes:
         dimension: d of the projection (ignored by "none").
-        dtype: of the stored rows.
+        dtype: of the stored rows, see `pursuit.codecs`.
         batch_tokens: padded tokens a batch, which bounds the memory of the pass.
         shard_rows: rows of a shard: what a crash can lose.
     """
@@ -111,6 +112,6 @@ class Recipe:
     preconditioner: Preconditioner = "adam"
     momentum: bool = True
     seed: int = 0
-    dtype: str = "float16"
+    dtype: StoredType = "float16"
     batch_tokens: int = 2048
     shard_rows: int = 512

@@ -78,7 +78,8 @@ def publish_choice(
 
 
 def report_again(
-    run: Run, folder: Path, *, agreement: bool = False, price_per_hour: float | None = None, out: Path | None = None
+    run: Run, folder: Path, *, agreement: bool = False, price_per_hour: float | None = None, currency: str = "",
+    out: Path | None = None,
 ) -> Path:  # fmt: skip
     """Write the report of a selection anew.
 
@@ -86,7 +87,7 @@ def report_again(
         folder: of the selection.
         agreement: also run the method again with another seed, on single checkpoints and on halves of the projection,
             and show how much of the choice stays.
-        price_per_hour: of the machine: then the page shows money beside time.
+        price_per_hour: of the machine, in `currency`: then the page shows money beside time.
         out: the page; beside the subset without.
     """
     choice, selection = Choice.load(folder), Selection.load(folder)
@@ -99,7 +100,7 @@ def report_again(
         keep = keep & (np.arange(len(keep)) < selection.num_rows)
         data = report_data(
             selection if selection.num_rows == len(encoded) else _of_more_rows(selection, len(encoded)), features,
-            chosen_table(selection, features), price_per_hour=price_per_hour,
+            chosen_table(selection, features), price_per_hour=price_per_hour, currency=currency,
             agreement=_agreement(choice, selector, selection, features, target, keep) if agreement else None,
             **_about(run, choice, selector, selection, target, keep, notes),
         )  # fmt: skip

@@ -167,7 +167,7 @@ class Run:
 
     def report(
         self, selection: str | Path | None = None, *, agreement: bool = False, price_per_hour: float | None = None,
-        out: str | Path | None = None,
+        currency: str = "", out: str | Path | None = None,
     ) -> Path:  # fmt: skip
         """Write the report of a selection anew, and perhaps with more in it.
 
@@ -175,15 +175,16 @@ class Run:
             selection: a name in the run's `selections/`, its beginning, or a path; not needed where there is one only.
             agreement: run the method again with another seed, on single checkpoints and on halves of the projection,
                 to show how much of the choice stays.
-            price_per_hour: of the machine, to show money beside time.
+            price_per_hour: of the machine, in `currency`, to show money beside time.
             out: the page; beside the subset without.
         """
         folder = find_selection(self.folder.selections, selection)
         wanted = Choice.load(folder).target
         run = self if wanted == list(self.settings.target) else Run(self.folder.path, target=wanted)
         return report_again(
-            run, folder, agreement=agreement, price_per_hour=price_per_hour, out=None if out is None else Path(out)
-        )
+            run, folder, agreement=agreement, price_per_hour=price_per_hour, currency=currency,
+            out=None if out is None else Path(out),
+        )  # fmt: skip
 
     def features_for(self, selector: Selector, encoded: Rows) -> tuple[Features, Features | None]:
         """What a method looks at, of the pool and of the target."""

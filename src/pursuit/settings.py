@@ -66,7 +66,10 @@ class FeatureSettings(_Group):
         description="adam (the step Adam would take), less (as in LESS' released code), sgd (the gradient), sign.",
     )
     momentum: bool = Field(Recipe.momentum, description="Keep the momentum term, which all examples share.")
-    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="Of the stored rows.")
+    dtype: StoredType = Field(
+        Recipe.dtype, description="Of the stored rows. int8 (one byte a number) and bits (its sign alone) take half and "
+        "a sixteenth of float16's room.",
+    )  # fmt: skip
     batch_tokens: int = Field(Recipe.batch_tokens, ge=1, description="Padded tokens a batch: bounds the memory.")
     shard_rows: int = Field(Recipe.shard_rows, ge=1, description="Rows a shard: what a crash can lose.")
     seed: int | None = Field(None, description="Of the projection; --seed at first if not given.")

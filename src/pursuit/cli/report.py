@@ -13,7 +13,7 @@ from pursuit.cli.app import app
 @app.command
 def report(
     *, run: Path, selection: str | None = None, agreement: Annotated[bool, Parameter(negative="")] = False,
-    price_per_hour: float | None = None, out: Path | None = None,
+    price_per_hour: float | None = None, currency: str = "", out: Path | None = None,
 ) -> None:  # fmt: skip
     """Write the report of a selection again.
 
@@ -27,8 +27,9 @@ def report(
         agreement: Run the method again with another seed, on single checkpoints, and on halves of the projection, and
             show how much of the choice stays: what depends on chance is little worth.
         price_per_hour: Of the machine: shows money beside time.
+        currency: Of the price.
         out: The page, .html; beside the subset if not given.
     """
     from pursuit.commands import write_report_again
 
-    write_report_again(run, selection, agreement, price_per_hour, out)
+    write_report_again(run, selection, agreement, price_per_hour, currency, out)

@@ -17,6 +17,7 @@ from pursuit.compare.plan import FULL, RANDOM, UNTRAINED, Cell, Comparison
 from pursuit.finetune import FineTune
 from pursuit.report.comparison import CompareData, Interval, MethodScore, MetricScores
 from pursuit.run_folder import versions
+from pursuit.selectors import parse_budget
 
 Results = Sequence[tuple[Cell, Mapping[str, Any]]]
 SHARE = "share of rows"
@@ -71,19 +72,24 @@ def _block(metric: str, way: FineTune, named: bool, finished: Results, num_rows:
     whole = groups.pop((FULL, None), {})
     end = float(np.mean([result["scores"][metric] for result in whole.values()])) if whole else None
     scores = [
-        _method(metric, method, by_seed, groups.get((RANDOM, budget), {}), (start, end), num_rows)
+        _method(metric, method, by_seed, groups.get((RANDOM, budget), {}), (start, end), share_of(budget, num_rows))
         for (method, budget), by_seed in groups.items()
     ]
     return MetricScores(
         name=f"{metric}, {way.optimizer}, {way.schedule}" if named else metric, unit=UNITS.get(metric, ""),
         scores=scores, higher_is_better=metric != "loss", untrained=start,
-        full=_method(metric, FULL, whole, {}, (start, end), num_rows) if whole else None,
+        full=_method(metric, FULL, whole, {}, (start, end), 1.0) if whole else None,
     )  # fmt: skip
+
+
+def share_of(budget: str | int | float, num_rows: int) -> float:
+    """A budget as a share of the pool, also where a method chose fewer."""
+    return parse_budget(budget, num_rows) / num_rows
 
 
 def _method(
     metric: str, method: str, by_seed: Mapping[int, Mapping[str, Any]], random: Mapping[int, Mapping[str, Any]],
-    ends: tuple[float | None, float | None], num_rows: int,
+    ends: tuple[float | None, float | None], share: float,
 ) -> MethodScore:  # fmt: skip
     score = interval([result["scores"][metric] for result in by_seed.values()])
     paired = [
@@ -96,7 +102,7 @@ def _method(
     rows = round(float(np.mean([result["rows"] for result in by_seed.values()])))
     names = {family for result in by_seed.values() for family in result["families"][metric]}
     return MethodScore(
-        method=method, budget=rows / num_rows, rows=rows, seeds=len(by_seed), score=score,
+        method=method, budget=share, rows=rows, seeds=len(by_seed), score=score,
         to_random=interval(paired) if paired and method != RANDOM else None, gain_kept=kept,
         selection_seconds=_mean([result.get("selection_seconds") for result in by_seed.values()]),
         training_seconds=_mean([result.get("training_seconds") for result in by_seed.values()]),

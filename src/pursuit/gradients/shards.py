@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from pursuit.batches import EncodedRows, plan_batches
+from pursuit.codecs import empty_rows, encode
 from pursuit.errors import DataError, StoreError
 from pursuit.features import FeatureStore
 from pursuit.files import fingerprint, one_at_a_time, read_json, write_json
 from pursuit.progress import Advance, progress, say
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 Compute = Callable[[list[int]], Mapping[str, Tensor]]  # rows of one batch → the store's tensors for them
 
@@ -103,8 +102,7 @@ def shard_tensors(
     """The tensors of consecutive rows as the store keeps them; batches are halved where memory runs out."""
     count, manifest = len(rows), store.manifest
     tensors = {
-        "features": torch.empty(count, manifest["dimension"], dtype=DTYPES[manifest["dtype"]]),
-        "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
+        **empty_rows(count, manifest["dimension"], manifest["dtype"]), "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
     }  # fmt: skip
     pending = plan_batches(rows, encoded.lengths, batch_tokens)[::-1]
     while pending:
@@ -115,8 +113,8 @@ def shard_tensors(
             _halve(batch, pending, encoded, error)
             continue
         places = torch.tensor([row - rows.start for row in batch])
-        for name, values in found.items():
-            tensors[name][places] = values.to(tensors[name].dtype)
+        for name, values in {**found, **encode(found["features"], manifest["dtype"])}.items():
+            tensors[name][places] = values
         advance(len(batch))
     return tensors
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pursuit.batches import plan_batches
+from pursuit.codecs import row_bytes
 from pursuit.encoding import EncodedPool
-from pursuit.gradients.shards import DTYPES
 from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
 from pursuit.inspection.measure import measure
 from pursuit.inspection.memory import estimated_peak, total_memory
@@ -46,13 +46,13 @@ def predict(
     parameters = parameter_count(model)
     checkpoints = len(plan.checkpoint_steps)
     dimension = parameters if recipe.projection == "none" else recipe.dimension
-    row_bytes = checkpoints * (dimension * DTYPES[recipe.dtype].itemsize + PER_ROW)
+    stored_bytes = checkpoints * (row_bytes(recipe.dtype, dimension) + PER_ROW)
     tokens = [padded_tokens(encoded.lengths, batches) for batches in (warmup_batches, feature_batches)]
     target_tokens = 0 if target is None else padded_tokens(target.lengths, target_batches)
     device = next(model.parameters()).device
     return Prediction(
-        parameters=parameters, checkpoints=checkpoints, dimension=dimension, store_bytes=len(encoded) * row_bytes,
-        target_store_bytes=0 if target is None else len(target) * row_bytes,
+        parameters=parameters, checkpoints=checkpoints, dimension=dimension, store_bytes=len(encoded) * stored_bytes,
+        target_store_bytes=0 if target is None else len(target) * stored_bytes,
         trajectory_bytes=3 * checkpoints * sum(p.nbytes for p in trainable_parameters(model).values()),
         free_bytes=shutil.disk_usage(existing_parent(place)).free, warmup_steps=plan.last_step,
         warmup_examples=plan.examples_seen(plan.last_step), warmup_tokens=tokens[0], feature_tokens=tokens[1],

@@ -9,10 +9,10 @@ from typing import Any
 from markupsafe import Markup
 
 from pursuit.report import plots
-from pursuit.report.assets import render, write_page
 from pursuit.report.data import GradientMap, ReportData
 from pursuit.report.examples import example_records
 from pursuit.report.observations import observations
+from pursuit.report.rendering import render, write_page
 from pursuit.report.sections import cost, groups, overview, pursuit, rows
 from pursuit.report.summary import ClusterRow, Distribution, SourceShare, cluster_rows, distributions, source_shares
 from pursuit.report.text import flatten, script_json

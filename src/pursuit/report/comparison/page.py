@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pursuit.report.assets import render, write_page
 from pursuit.report.comparison import plots, tables
 from pursuit.report.comparison.data import CompareData, MetricScores
 from pursuit.report.comparison.findings import budgets_of, findings, methods_of
 from pursuit.report.plots.base import Figure
+from pursuit.report.rendering import render, write_page
 from pursuit.report.text import count, flatten, money, percent
 
 
