@@ -10,7 +10,8 @@ counted because other work on the machine disturbs it less than wall time; on a 
 Memory: peak resident memory that two steps add, each in a process of its own.
 
 Agreement: a training by the published choice; at each step every cheaper score chooses from the same candidates with
-the same weights. Agreement is the share of the published choice that it chooses too, chance is the share kept.
+the same weights and (but for "moment=examples") the same running second moment, so that only the score differs.
+Agreement is the share of the published choice that it chooses too, chance is the share kept.
 
 Without a model folder all of it is measured on a random Llama and on rows drawn from 12 Markov chains.
 """
@@ -262,6 +263,9 @@ def watch(chosen: dict[str, BatchSelector], seconds: dict[str, list[float]], mod
         start = time.process_time()
         selector.observe(model)
         seconds[name][-1] += time.process_time() - start
+    for name, selector in chosen.items():
+        if isinstance(selector, OptBatch) and name != "moment=examples":
+            selector._moment.load(chosen["as published"].state())
 
 
 def main() -> None:

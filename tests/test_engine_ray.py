@@ -14,11 +14,12 @@ import pytest
 from engine_work import die_on_seven, die_once, refuse, square, sums, whose
 from pursuit import Features, Gtp, KCenter, Omp, Run, Tagcos
 from pursuit.engine import engine_for
+from pursuit.engine.ray_engine import _running
 from pursuit.errors import DataError, RunError, SettingsError, StoreError
 from pursuit.run_folder import RunFolder
 from pursuit.solvers.rows import map_blocks
 from pursuit.stages import Stages
-from test_run import SMALL, write_rows
+from test_run import SMALL, run_main, write_rows
 from tiny import tiny_model, tiny_tokenizer
 
 ray = pytest.importorskip("ray", reason='engine ray needs one more package: pip install "pursuit[ray]"')
@@ -278,3 +279,24 @@ def test_what_a_cluster_cannot_give_is_said(cluster):
         engine_for("ray", device="cuda")
     with pytest.raises(SettingsError, match="at least 1, not 0"):
         engine_for("ray", workers=0)
+
+
+def test_a_command_stops_its_workers_and_spreads_features_of_ones_own_too(cluster, tmp_path, capsys):
+    np.save(tmp_path / "features.npy", np.random.default_rng(0).normal(size=(300, 12)))
+    own = ["select", "--features", tmp_path / "features.npy", "--method", "gtp", "--budget", 9]
+    assert run_main(*own, "--out", tmp_path / "here.jsonl", capsys=capsys)[0] == 0
+    code, said = run_main(*own, "--engine", "ray", "--workers", 1, "--out", tmp_path / "there.jsonl", capsys=capsys)
+    assert code == 0
+    assert "Ray: 1 worker" in said
+    assert (tmp_path / "here.jsonl").read_bytes() == (tmp_path / "there.jsonl").read_bytes()
+    assert not any(engine.is_open() for wishes, engine in _running.items() if wishes == (None, 1, "cpu"))
+
+
+def test_a_run_stops_its_workers_at_the_end_of_with_and_can_be_used_on(cluster, finished):
+    with Run(finished.folder.path, engine="ray", workers=1, device="cpu") as run:
+        engine = run.engine
+        chosen = run.select("kcenter", 6).selection.indices
+        assert engine.is_open()
+    assert not engine.is_open()
+    with run:
+        assert run.select("kcenter", 6).selection.indices.tolist() == chosen.tolist()

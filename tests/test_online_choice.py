@@ -413,6 +413,17 @@ def test_scores_are_carried_over_from_the_last_visit() -> None:
     assert runs == [4]  # those seen before are within their visits
 
 
+def test_carried_and_fresh_features_have_one_scale() -> None:
+    model, batch = tiny_model("llama"), {**make_batch(EIGHT), "example_ids": torch.arange(8)}
+    selector = OptBatch(prune=0.5, carry=9, strata=1)
+    selector(model, batch)  # before the first gradient: nothing is scaled
+    selector._moment.update(torch.full((512,), 1e-12), 512, torch.device("cpu"))  # now features are 10⁶ times as long
+    mixed = {**make_batch(EIGHT), "example_ids": torch.tensor([0, 1, 2, 3, 14, 15, 16, 17])}
+    selector(model, mixed)
+    norms = np.linalg.norm(selector._memory.features(np.array([0, 1, 2, 3, 14, 15, 16, 17])), axis=1)
+    assert norms.max() / norms.min() < 10
+
+
 def test_every_kth_call_is_scored_and_the_others_are_random_or_carried() -> None:
     model, batch = tiny_model("llama"), {**make_batch(EIGHT), "example_ids": torch.arange(8)}
     for between in ("random", "carried"):

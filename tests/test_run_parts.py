@@ -77,6 +77,21 @@ def test_appending_twice_is_appending_once(grown):
     assert Run(folder / "run").extract().num_rows == 70
 
 
+def test_a_file_that_cannot_be_used_does_not_join_the_run(place, tmp_path):  # noqa: F811
+    """Otherwise nothing could be selected from the run any more."""
+    lines = write_rows(tmp_path / "a.jsonl", 30, seed=1)
+    run = Run(tmp_path / "run", model=place / "model", pool=tmp_path / "a.jsonl", **SMALL)
+    (tmp_path / "bad.jsonl").write_bytes(b"\n".join([*lines[:5], b'{"prompt": "x"']))
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 6"):
+        run.extract(append=tmp_path / "bad.jsonl")
+    assert Run(tmp_path / "run").select("random", 30).selection.num_rows == 30
+    write_rows(tmp_path / "good.jsonl", 7, seed=2)
+    run = Run(tmp_path / "run")
+    assert run.extract(append=tmp_path / "good.jsonl").num_rows == 37
+    (tmp_path / "bad.jsonl").write_bytes(b"\n".join(lines[:5]))
+    assert run.extract(append=tmp_path / "bad.jsonl").num_rows == 42
+
+
 def test_the_command_line_appends_and_exports_an_earlier_selection(grown, capsys):
     run, _, folder = grown
     earlier = run.select("random", 10, seed=1).selection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -322,3 +323,22 @@ def test_wrong_input_is_refused():
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def mapped_kib(path: Path) -> int:
+    """How much of a mapped file is in this process' memory."""
+    parts = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+    return sum(int(part.split("Rss:")[1].split()[0]) for part in parts)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc/self/smaps")
+def test_a_mapped_file_does_not_stay_in_memory_and_is_not_changed(tmp_path):
+    path = tmp_path / "rows.npy"
+    mapped = np.lib.format.open_memmap(path, "w+", np.float32, (64_000, 256))
+    mapped[:] = np.random.default_rng(0).standard_normal((64_000, 256), dtype=np.float32)
+    some = mapped[::1000].copy()
+    assert mapped_kib(path) > 60_000
+    result = compressive_pursuit(mapped, mapped[:5000].mean(axis=0, dtype=np.float64), 20)
+    assert mapped_kib(path) < 30_000
+    np.testing.assert_array_equal(mapped[::1000], some)
+    assert len(result.indices) == 20

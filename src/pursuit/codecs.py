@@ -11,6 +11,9 @@ The closest multiple of its signs to a row (least squares) is signs · scale. It
 signs is read at unit norm, signs / √d, and inner products stay cosines [ours]; scale · √d is the cosine between the row
 and its signs. A zero row has scale 0 and is read as a zero row.
 
+Signs are meant for projected rows: a coordinate that is zero gets the sign of a positive one, and where that happens in
+many rows at the same place (plain gradients with projection "none") they look more alike than they are.
+
 Every row is coded by itself: its code depends neither on the other rows of a batch nor on the machine's threads.
 """
 
@@ -27,6 +30,7 @@ from pursuit.errors import StoreError
 
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 LARGEST = 127  # of an int8 code: -128 is not used, so that a row and its negative have opposite codes
+AT_ONCE = 1 << 21  # numbers: they are coded in float64
 BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1  # (256, 8) signs
 
 
@@ -56,13 +60,18 @@ def encode(rows: Tensor, dtype: str) -> dict[str, Tensor]:
     """
     if dtype in FLOATS:
         return {"features": rows.to(FLOATS[dtype])}
-    values = rows.numpy().astype(np.float64)
-    peaks = np.abs(values).max(axis=1, initial=0)
-    bad = np.flatnonzero(~np.isfinite(peaks))
-    if len(bad):
-        raise StoreError(f"row {bad[0]} of a batch is not finite and cannot be stored as {dtype}.")
-    codes, scales = _integers(values, peaks) if dtype == "int8" else _signs(values)
-    return {"features": torch.from_numpy(codes), "scales": torch.from_numpy(scales.astype(np.float32))}
+    coded = empty_rows(len(rows), rows.shape[1], dtype)
+    step = max(1, AT_ONCE // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        some = slice(start, start + step)
+        values = rows[some].double().numpy()
+        peaks = np.abs(values).max(axis=1, initial=0)
+        bad = np.flatnonzero(~np.isfinite(peaks))
+        if len(bad):
+            raise StoreError(f"row {start + bad[0]} of a batch is not finite and cannot be stored as {dtype}.")
+        codes, scales = _integers(values, peaks) if dtype == "int8" else _signs(values)
+        coded["features"][some], coded["scales"][some] = torch.from_numpy(codes), torch.from_numpy(scales)
+    return coded
 
 
 def _integers(values: NDArray[np.float64], peaks: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -101,6 +110,7 @@ def _unpacked(codes: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     count, dimension = out.shape
     table = BYTES * np.float32(1 / np.sqrt(dimension))
     wide = out if dimension % 8 == 0 and out.flags.c_contiguous else np.empty((count, 8 * codes.shape[1]), np.float32)
-    np.take(table, codes, axis=0, out=wide.reshape(count, -1, 8), mode="clip")  # "clip" writes into `out` directly
+    eights = wide.reshape(count, codes.shape[1], 8)
+    np.take(table, codes, axis=0, out=eights, mode="clip")  # any other mode would write to a copy first
     if wide is not out:
         out[:] = wide[:, :dimension]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pursuit.engine import engine_for
 from pursuit.errors import DataError, RunError, SettingsError
 from pursuit.export import Result, publish
 from pursuit.features import Features
@@ -26,24 +27,26 @@ output = Console()
 
 
 def select_from_run(
-    folder: Path, settings: Mapping[str, Any], name: str, budget: str, parameters: Mapping[str, Any], out: Path | None,
-    *, drop_sources: Sequence[str] = (), drop_leaks: bool = False,
+    folder: Path, settings: Mapping[str, Any], name: str, budget: str | float, parameters: Mapping[str, Any],
+    out: Path | None, *, drop_sources: Sequence[str] = (), drop_leaks: bool = False,
 ) -> None:  # fmt: skip
     """`pursuit select --run`."""
     method(name, **parameters)  # a wrong name or parameter is found before a run folder is made
     check_budget(budget)
-    run = Run(folder, **settings)
-    show(run.select(
-        name, budget, seed=settings.get("seed"), out=out, drop_sources=drop_sources, drop_leaks=drop_leaks, **parameters
-    ))  # fmt: skip
+    with Run(folder, **settings) as run:
+        show(run.select(
+            name, budget, seed=settings.get("seed"), out=out, drop_sources=drop_sources, drop_leaks=drop_leaks,
+            **parameters,
+        ))  # fmt: skip
 
 
 def select_from_arrays(
-    name: str, budget: str, features: Path, target: Path | None, parameters: Mapping[str, Any], out: Path | None,
-    settings: Mapping[str, Any],
+    name: str, budget: str | float, features: Path, target: Path | None, parameters: Mapping[str, Any],
+    out: Path | None, settings: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """`pursuit select --features`: no model; with --pool its rows are copied, otherwise the subset holds indices."""
-    if unused := sorted(set(settings) - {"pool", "fields", "source_field", "on_bad_row", "seed"}):
+    used = {"pool", "fields", "source_field", "on_bad_row", "seed", "engine", "ray_address", "workers"}
+    if unused := sorted(set(settings) - used):
         raise SettingsError(f"{', '.join(unused)}: not used with --features, which brings its own gradients.")
     selector = method(name, **parameters)
     if selector.needs_target and target is None:
@@ -57,22 +60,41 @@ def select_from_arrays(
     if pool is not None and pool.count_rows() != len(array):
         raise DataError(f"{features} has {len(array):,} rows but the pool has {pool.count_rows():,}.")
     sources = None if pool is None else [example.source for example in pool]
-    given = Features.from_array(array, sources=sources)
-    goal = None if target is None else Features.from_array(load_array(target))
+    given, goal = Features.from_array(array, sources=sources), None
+    if target is not None:
+        wanted = load_array(target)
+        goal = Features.from_array(wanted, sources=["target"] * len(wanted))
     seed = settings.get("seed", 0)
-    selection = selector.select(given, count, target=goal, seed=seed)
+    engine = engine_for(
+        settings.get("engine", "local"), address=settings.get("ray_address"), workers=settings.get("workers"),
+        device="cpu", folder=subset.parent.absolute(),
+    )  # fmt: skip
+    try:
+        selection = selector.select(given.on(engine), count, target=goal, seed=seed)
+    finally:
+        engine.close()
     about = {"method": name, "parameters": dict(selection.parameters), "seed": seed, "features": str(features)}
     show(publish(selection, given, pool, subset, settings=about))
 
 
 def load_array(path: Path) -> np.ndarray:
-    """An (N, d) or (N, T, d) array from a .npy file, memory-mapped; pickled objects are refused."""
+    """An (N, d) or (N, T, d) array from a .npy file, memory-mapped; pickled objects are refused.
+
+    Raises:
+        DataError: it is another kind of file, or an array of another shape.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror or error}).", path=str(path)) from error
-    except ValueError as error:
-        raise DataError(f"not a .npy file of numbers ({error}).", path=str(path)) from error
+    except (ValueError, EOFError) as error:
+        raise DataError("not a .npy file of numbers, as numpy.save writes it.", path=str(path)) from error
+    if not isinstance(array, np.ndarray):  # an .npz archive
+        raise DataError("holds several arrays; save the one with the features by numpy.save.", path=str(path))
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        wanted = "(N, d) or (N, T, d) with at least one row"
+        raise DataError(f"features must be {wanted}, not {array.shape}.", path=str(path))
+    return array
 
 
 def export_for_trainer(
@@ -115,7 +137,8 @@ def extract_features(folder: Path, settings: Mapping[str, Any], append: list[str
         left = f"{missing:,} shards of other jobs are missing" if missing else "all shards are there"
         output.print(f"job {share} is done; {left} in {folder}")
         return
-    features = Run(folder, **settings).extract(append=append or None)
+    with Run(folder, **settings) as run:
+        features = run.extract(append=append or None)
     shape = f"{features.num_rows:,} rows × {features.num_checkpoints} checkpoints × {features.dimension:,} numbers"
     output.print(f"{shape} in {folder}")
 
@@ -127,9 +150,10 @@ def write_report_again(
     """`pursuit report`."""
     if not (folder / "settings.json").exists():
         raise RunError(f"{folder}: no run is in this folder.")
-    page = Run(folder).report(
-        selection, agreement=agreement, price_per_hour=price_per_hour, currency=currency, out=out
-    )
+    with Run(folder) as run:
+        page = run.report(
+            selection, agreement=agreement, price_per_hour=price_per_hour, currency=currency, out=out
+        )
     output.print(Text.assemble(("report  ", "bold"), str(page)))
 
 

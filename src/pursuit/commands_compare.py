@@ -18,8 +18,8 @@ def run_compare(folder: Path, comparison: Comparison, out: Path, settings: Mappi
     """Compare, print the table, and say where everything lies."""
     if not (folder / "settings.json").exists() and not settings.get("pool"):
         raise RunError(f"{folder}: no run is in this folder. `pursuit select --run {folder} …` begins one.")
-    run = Run(folder, **settings)
-    found = compare(run, comparison, out, engine=run.engine)
+    with Run(folder, **settings) as run:
+        found = compare(run, comparison, out, engine=run.engine)
     output = Console()
     output.print(found.summary)
     for label, path in (("runs", found.table), ("report", found.report)):

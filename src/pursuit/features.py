@@ -35,7 +35,7 @@ from pursuit.feature_rows import Average, RowMatrix, Sharded
 from pursuit.files import read_json, tensor_metadata, write_tensors
 from pursuit.mirror import mirror_of
 
-COLUMNS = ("features", "gradient_norms", "losses", "norms")  # of every shard; `scales` beside them where there are codes
+COLUMNS = ("features", "gradient_norms", "losses", "norms")  # of every shard; codes have `scales` beside them
 
 
 class Features:

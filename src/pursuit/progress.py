@@ -64,11 +64,8 @@ def _log_lines(description: str, total: float, unit: str, done: float) -> Advanc
             return
         last = now
         rate = (finished - done) / (now - started)
-        left = (total - finished) / rate if rate else float("inf")
-        print(
-            f"{description}: {finished:,.0f}/{total:,.0f} {unit}, {rate:,.1f} {unit}/s, {left / 60:,.1f} min left",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        left = f", {rate:,.1f} {unit}/s, {(total - finished) / rate / 60:,.1f} min left" if rate > 0 else ""
+        print(f"{description}: {finished:,.0f}/{total:,.0f} {unit}{left}", file=sys.stderr, flush=True)
 
     return advance
 

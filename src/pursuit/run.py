@@ -14,8 +14,10 @@ import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,7 @@ from pursuit.jobs import OnDevices
 from pursuit.models import settled_dtype
 from pursuit.narrowing import kept_rows, narrowed, widened
 from pursuit.pool import Pool, check_subset_path
+from pursuit.progress import say
 from pursuit.reporting import Choice, publish_choice, report_again
 from pursuit.run_folder import RunFolder
 from pursuit.saved import find_selection
@@ -55,6 +58,7 @@ class Run:
 
     def __init__(self, folder: str | Path, **settings: Any) -> None:
         self.folder = RunFolder(folder)
+        self._target_given = bool(settings.get("target"))
         self.settings: Settings = _settled(self.folder.resolve(_plain(settings)))
         self.stages = Stages(self.folder, self.settings, self._fill())
         self.pool = self.stages.pool
@@ -66,6 +70,18 @@ class Run:
         return engine_for(
             s.engine, address=s.ray_address, workers=s.workers, device=s.device, folder=self.folder.path.absolute()
         )
+
+    def close(self) -> None:
+        """Stop Ray's workers, where they were started; the run itself can be used on."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+            del self.engine
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _fill(self) -> Fill | None:
         """How stores are filled; None for this process alone."""
@@ -109,10 +125,14 @@ class Run:
         s = self.settings
         more = Pool(paths, fields=s.fields, on_bad_row=s.on_bad_row, source_field=s.source_field)
         self.stages.warmup()  # on the rows that the run began with, whatever joins them
-        twice = {source.path for source in self.pool.sources} & {source.path for source in more.sources}
-        if twice and not any(part.paths == paths for part in self.folder.parts(s.pool)[1:]):
+        parts = self.folder.parts(s.pool)
+        if any(part.paths == paths for part in parts[1:]):
+            return  # the same command again
+        if twice := {source.path for source in self.pool.sources} & {source.path for source in more.sources}:
             raise RunError(f"{', '.join(sorted(twice))}: already in this run. Append only files that are new.")
-        self.folder.append(paths)
+        part = self.folder.part(len(parts), paths)
+        self.stages.encode_new(part)
+        self.folder.append(part)
         self.stages = Stages(self.folder, s, self._fill())
         self.pool = self.stages.pool
 
@@ -147,8 +167,8 @@ class Run:
         subset = None if out is None else check_subset_path(out)
         seed = self.settings.seed if seed is None else seed
         with self.folder.locked():
+            target_rows = self._target_rows(chosen)
             encoded = self.stages.encode()
-            target_rows = self.stages.encode_target()[0].rows if self.settings.target else None
             keep, notes = kept_rows(encoded.rows, target_rows, drop_sources=drop_sources, drop_leaks=drop_leaks)
             for note in notes:
                 warnings.warn(note, stacklevel=2)
@@ -164,6 +184,18 @@ class Run:
                 time.monotonic() - started, list(self.settings.target),
             )  # fmt: skip
             return publish_choice(self, choice, chosen, selection, features, target, keep, notes, subset)
+
+    def _target_rows(self, selector: Selector) -> pa.Table | None:
+        """What is known of the target's rows, after a check that the method's settings fit them."""
+        if not self.settings.target:
+            selector.check_target_sets([])
+            return None
+        rows = self.stages.encode_target()[0].rows
+        selector.check_target_sets([str(name) for name in pc.unique(rows["source"]).to_pylist()])
+        if selector.uses_target and not self._target_given:
+            files = ", ".join(self.settings.target)
+            say(f"towards the target that the run began with ({files}); --param in_domain=true follows the pool")
+        return rows
 
     def report(
         self, selection: str | Path | None = None, *, agreement: bool = False, price_per_hour: float | None = None,

@@ -65,18 +65,17 @@ class RunFolder:
         """The run's own pool, and what was appended, in order."""
         path = self.path / "parts.json"
         appended = read_json(path) if path.exists() else []
-        folders = [self.path / "parts" / f"{number:02d}" for number in range(1, len(appended) + 1)]
-        more = [
-            Part(number, paths, folder / "encoded", folder / "features")
-            for number, (paths, folder) in enumerate(zip(appended, folders, strict=True), start=1)
-        ]
+        more = [self.part(number, paths) for number, paths in enumerate(appended, start=1)]
         return [Part(0, pool, self.encoded, self.features), *more]
 
-    def append(self, paths: list[str]) -> None:
-        """Add a part; the same paths again are the same part."""
-        appended = [part.paths for part in self.parts([])[1:]]
-        if paths not in appended:
-            write_json(self.path / "parts.json", [*appended, paths])
+    def part(self, number: int, paths: list[str]) -> Part:
+        """An appended part, whether or not it has joined the run already."""
+        folder = self.path / "parts" / f"{number:02d}"
+        return Part(number, paths, folder / "encoded", folder / "features")
+
+    def append(self, part: Part) -> None:
+        """From now on it belongs to the run; called when its tokens stand."""
+        write_json(self.path / "parts.json", [*(other.paths for other in self.parts([])[1:]), part.paths])
 
     def resolve(self, changes: Mapping[str, Any]) -> Settings:
         """The run's settings: those stored here, with `changes` over them.

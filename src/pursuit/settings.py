@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pursuit.errors import SettingsError
-from pursuit.recipes import Lora, Preconditioner, ProjectionKind, Recipe, WarmUp
+from pursuit.recipes import Lora, Preconditioner, ProjectionKind, Recipe, StoredType, WarmUp
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Group(BaseModel):
@@ -67,8 +69,8 @@ class FeatureSettings(_Group):
     )
     momentum: bool = Field(Recipe.momentum, description="Keep the momentum term, which all examples share.")
     dtype: StoredType = Field(
-        Recipe.dtype, description="Of the stored rows. int8 (one byte a number) and bits (its sign alone) take half and "
-        "a sixteenth of float16's room.",
+        Recipe.dtype, description="Of the stored rows; int8 (a byte a number) takes half the room of float16, bits "
+        "(signs alone) a sixteenth.",
     )  # fmt: skip
     batch_tokens: int = Field(Recipe.batch_tokens, ge=1, description="Padded tokens a batch: bounds the memory.")
     shard_rows: int = Field(Recipe.shard_rows, ge=1, description="Rows a shard: what a crash can lose.")
@@ -145,6 +147,37 @@ class Settings(_Group):
         return Recipe(**self.features.model_dump())
 
 
+class Job(Settings):
+    """What a YAML file may say: the settings, and which subset to choose."""
+
+    run: Path | None = None
+    method: str = "tagcos"
+    budget: str | int | float = "5%"
+    out: Path | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    drop_sources: list[str] = Field(default_factory=list)
+    drop_leaks: bool = False
+
+    @field_validator("drop_sources", mode="before")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        """`forum` as well as `[forum]`."""
+        return [value] if isinstance(value, str) else value
+
+
+JOB = frozenset(Job.model_fields) - frozenset(Settings.model_fields)
+
+
+def job_from(values: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+    """What a YAML file says of the subset, and the settings in it as they were written.
+
+    Raises:
+        SettingsError: an unknown key or a value that cannot be accepted; each one is named.
+    """
+    values = {key: value for key, value in values.items() if value is not None or key not in JOB}
+    return _validated(Job, values), {key: value for key, value in values.items() if key not in JOB}
+
+
 # What may differ between two calls on one run folder without changing what is stored there.
 FREE = frozenset({
     "target", "seed", "device", "devices", "attention", "warmup.micro_batch_tokens", "features.batch_tokens",
@@ -163,10 +196,14 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
     """Validate; a SettingsError names each key, its value and what would be accepted."""
+    return _validated(Settings, values)
+
+
+def _validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
     try:
-        return Settings.model_validate(dict(values))
+        return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise SettingsError(explain(error, Settings)) from None
+        raise SettingsError(explain(error, kind)) from None
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pursuit.encoding import EncodedPool, Encoder, encode_pool
+from pursuit.encoding.store import MANIFEST
 from pursuit.errors import RunError, SelectionError, StoreError
 from pursuit.features import Features, FeatureStore
 from pursuit.files import fingerprint, read_json, write_json
@@ -22,7 +24,7 @@ from pursuit.models import load_model, load_tokenizer, model_fingerprint
 from pursuit.parts import JoinedRows, joined_features
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
-from pursuit.run_folder import RunFolder
+from pursuit.run_folder import Part, RunFolder
 from pursuit.settings import Settings
 from pursuit.trainable import prepare_trainable
 from pursuit.warmup import warm_up
@@ -61,6 +63,13 @@ class Stages:
                     self._encoded.append(encode_pool(self._pool(part.paths), self.encoder, part.encoded))
             self.folder.begin(self.settings)
         return self.joined(self._encoded)
+
+    def encode_new(self, part: Part) -> None:
+        """Tokens of a part that has not joined the run yet: rows that cannot be used are found before it does."""
+        if (part.encoded / MANIFEST).exists():  # finished, but killed before it had joined: perhaps of other files
+            shutil.rmtree(part.encoded)
+        with self.folder.timed("encode"):
+            encode_pool(self._pool(part.paths), self.encoder, part.encoded)
 
     def opened(self) -> Rows:
         """The tokens as they stand, without a look at the pool's files; for jobs on other machines.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from pursuit.errors import RunError, StoreError
+from pursuit.errors import RunError, SettingsError, StoreError
 from pursuit.features import FeatureStore
 from pursuit.files import read_json
 from pursuit.run_folder import Part, RunFolder
@@ -61,7 +61,10 @@ def status(folder: str | Path, *, of: int | None = None, verify: bool = False) -
 
     Raises:
         RunError: there is no run in the folder.
+        SettingsError: `of` is below 1.
     """
+    if of is not None and of < 1:
+        raise SettingsError(f"--of {of}: the number of jobs that share the extraction, 1 or more.")
     run = RunFolder(folder)
     if not (run.path / "settings.json").exists():
         raise RunError(f"{run.path}: no run is in this folder.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from pursuit.errors import SettingsError
-from pursuit.settings import Settings, merge, read_yaml
+from pursuit.settings import Job, Settings, job_from, merge, read_yaml
 
 app = App(
     name="pursuit",
@@ -25,9 +25,6 @@ whatever was interrupted goes on where it stopped when the same command is start
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # `main` says that nothing is lost
 )
-
-# what a YAML file may say besides the settings: which subset to choose
-JOB = ("run", "method", "budget", "out", "params", "drop_sources", "drop_leaks")
 
 Flags = Annotated[Settings | None, Parameter(name="*")]
 Folder = Annotated[Path | None, Parameter(help="Run folder: keeps everything, and can be gone on with.")]
@@ -53,12 +50,17 @@ def given(settings: Settings | None) -> dict[str, Any]:
     return {} if settings is None else settings.model_dump(exclude_unset=True)
 
 
+def read_job(config: Path | None) -> tuple[Job, dict[str, Any]]:
+    """What a YAML file (or none) says of the subset, and its settings."""
+    return job_from(read_yaml(config) if config else {})
+
+
 def resolve(
     run: Path | None, config: Path | None, settings: Settings | None, needs_run: bool = True
 ) -> tuple[Path, dict[str, Any]]:
-    values = read_yaml(config) if config else {}
-    job = {key: values.pop(key, None) for key in JOB}
-    folder = run or (Path(job["run"]) if job["run"] else None)
+    """The run folder, and the settings of YAML file and flags."""
+    job, values = read_job(config)
+    folder = run or job.run
     if folder is None and needs_run:
         raise SettingsError("name a run folder with --run: it keeps the gradients, so that nothing is computed twice.")
     return folder or Path(), merge(values, given(settings))

@@ -7,51 +7,64 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import JOB, Assignments, Config, Flags, Folder, app, given, parse_parameters, resolve
+from pursuit.cli.app import Assignments, Config, Flags, Folder, app, given, parse_parameters, read_job
 from pursuit.errors import SettingsError
-from pursuit.settings import merge, read_yaml
+from pursuit.settings import Job, Settings, merge
+
+Quotas = Annotated[
+    list[str] | None, Parameter(name="--quota", help="Shares of the budget for several targets: --quota mmlu=2 bbh=1; "
+                                "a method says in `pursuit methods` what it does without.")
+]  # fmt: skip
+DropSources = Annotated[
+    list[str] | None, Parameter(name="--drop-source", help="Sources of the pool to leave out; nothing is computed "
+                                "again.")
+]  # fmt: skip
+DropLeaks = Annotated[
+    bool | None, Parameter(name="--drop-leaks", help="Leave out rows that stand in the target set. Without it they are "
+                           "only told of.")
+]  # fmt: skip
 
 
 @app.command
 def select(
-    *, method: str = "tagcos", budget: str = "5%", run: Folder = None, out: Path | None = None,
-    param: Assignments = None, quota: list[str] | None = None, drop_source: list[str] | None = None,
-    drop_leaks: bool = False, features: Annotated[Path | None, Parameter(name="--features")] = None,
-    target_features: Path | None = None, config: Config = None, settings: Flags = None,
+    *, method: str | None = None, budget: str | None = None, run: Folder = None, out: Path | None = None,
+    param: Assignments = None, quota: Quotas = None, drop_source: DropSources = None, drop_leaks: DropLeaks = None,
+    features: Annotated[Path | None, Parameter(name="--features")] = None, target_features: Path | None = None,
+    config: Config = None, settings: Flags = None,
 ) -> None:  # fmt: skip
     """Choose a subset, doing first whatever is not there yet: encoding, warm-up, gradients.
 
     Writes the chosen rows as they stand in the pool, a table beside them (why each was chosen), and a report.
 
     Args:
-        method: see `pursuit methods`.
-        budget: How many to choose: 5%, 0.05, or a number of rows.
+        method: See `pursuit methods`; tagcos if not given.
+        budget: How many to choose: 5%, 0.05, or a number of rows; 5% if not given.
         out: The subset, .jsonl (also .gz, .zst) or .parquet; a sidecar table and report.html lie beside it.
-        quota: Shares of the budget for several targets: --quota mmlu=2 bbh=1. Equal without, for gtp and omp.
-        drop_source: Sources of the pool to leave out; nothing is computed again.
-        drop_leaks: Leave out rows that stand in the target set. Without it they are only told of.
         features: Your own features instead of a model and a pool: a .npy file of (N, d) or (N, T, d).
         target_features: The target's features in the same form.
     """
-    from pursuit.commands import select_from_arrays, select_from_run
+    from pursuit.commands import select_from_arrays
 
-    parameters = parse_parameters(param or [])
-    if quota:
-        parameters["quotas"] = ",".join(quota)
-    if features is not None:
-        if drop_source or drop_leaks:
-            raise SettingsError("--drop-source and --drop-leaks need a run: --features brings no texts along.")
-        select_from_arrays(method, budget, features, target_features, parameters, out, given(settings))
-    else:
-        folder, values = resolve(run, config, settings)
-        select_from_run(
-            folder, values, method, budget, parameters, out, drop_sources=drop_source or (), drop_leaks=drop_leaks
-        )
+    job, values = read_job(config)
+    job = _with_flags(job, method, budget, run, out, param, quota, drop_source, drop_leaks)
+    if features is None:
+        if target_features is not None:
+            raise SettingsError("--target-features: only used with --features; a run's target is --target FILE.")
+        _select(job, values, settings)
+        return
+    if job.drop_sources or job.drop_leaks or job.run:
+        raise SettingsError("--run, --drop-source and --drop-leaks: not used with --features, which stand alone.")
+    select_from_arrays(
+        job.method, job.budget, features, target_features, job.params, job.out, merge(values, given(settings))
+    )
 
 
 @app.command(name="run")
-def run_file(config: Path, /, *, method: str | None = None, budget: str | None = None, run: Folder = None,
-             out: Path | None = None, param: Assignments = None, settings: Flags = None) -> None:  # fmt: skip
+def run_file(
+    config: Path, /, *, method: str | None = None, budget: str | None = None, run: Folder = None,
+    out: Path | None = None, param: Assignments = None, quota: Quotas = None, drop_source: DropSources = None,
+    drop_leaks: DropLeaks = None, settings: Flags = None,
+) -> None:  # fmt: skip
     """Everything from a YAML file: the settings, and method, params, budget, run, out, drop_sources, drop_leaks.
 
     Flags override it.
@@ -62,19 +75,38 @@ def run_file(config: Path, /, *, method: str | None = None, budget: str | None =
         budget: How many to choose: 5%, 0.05, or a number of rows.
         out: The subset's file.
     """
+    job, values = read_job(config)
+    _select(_with_flags(job, method, budget, run, out, param, quota, drop_source, drop_leaks), values, settings)
+
+
+def _with_flags(
+    job: Job, method: str | None, budget: str | None, run: Path | None, out: Path | None, param: list[str] | None,
+    quota: list[str] | None, drop_source: list[str] | None, drop_leaks: bool | None,
+) -> Job:  # fmt: skip
+    """What a YAML file says of the subset, with flags over it."""
+    flags = {
+        "method": method, "budget": budget, "run": run, "out": out, "drop_sources": drop_source,
+        "drop_leaks": drop_leaks,
+    }  # fmt: skip
+    parameters = {**job.params, **parse_parameters(param or [])}
+    if quota:
+        parameters["quotas"] = ",".join(quota)
+    return job.model_copy(
+        update={"params": parameters, **{key: value for key, value in flags.items() if value is not None}}
+    )
+
+
+def _select(job: Job, values: dict[str, Any], settings: Settings | None) -> None:
     from pursuit.commands import select_from_run
 
-    values = read_yaml(config)
-    job: dict[str, Any] = {key: values.pop(key, None) for key in JOB}
-    flags = {"method": method, "budget": budget, "run": run, "out": out}
-    job |= {key: value for key, value in flags.items() if value is not None}
-    parameters = {**(job["params"] or {}), **parse_parameters(param or [])}
-    if not job["run"]:
-        raise SettingsError(f"{config}: name a run folder (run: runs/x, or --run runs/x).")
-    out_path = Path(job["out"]) if job["out"] else None
+    if job.run is None:
+        raise SettingsError(
+            "name a run folder (--run runs/x, or run: runs/x in YAML): it keeps the gradients, so that nothing is "
+            "computed twice."
+        )
     select_from_run(
-        Path(job["run"]), merge(values, given(settings)), job["method"] or "tagcos", job["budget"] or "5%", parameters,
-        out_path, drop_sources=job["drop_sources"] or (), drop_leaks=bool(job["drop_leaks"]),
+        job.run, merge(values, given(settings)), job.method, job.budget, job.params, job.out,
+        drop_sources=job.drop_sources, drop_leaks=job.drop_leaks,
     )  # fmt: skip
 
 

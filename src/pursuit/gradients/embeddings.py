@@ -23,12 +23,12 @@ from pursuit.features import FeatureStore
 from pursuit.gradients.losses import Batch, hidden_losses, mean_by_example
 from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
 from pursuit.gradients.split import SplitModel, split_model
-from pursuit.recipes import Recipe
+from pursuit.recipes import Recipe, StoredType
 
 
 def embed(
     model: nn.Module, encoded: EncodedRows, folder: Path, *, provenance: Mapping[str, Any],
-    dtype: str = Recipe.dtype, batch_tokens: int = Recipe.batch_tokens, shard_rows: int = Recipe.shard_rows,
+    dtype: StoredType = Recipe.dtype, batch_tokens: int = Recipe.batch_tokens, shard_rows: int = Recipe.shard_rows,
     shards: Iterable[int] | None = None, describe: str = "embeddings",
 ) -> FeatureStore:  # fmt: skip
     """Fill a feature store of one checkpoint with the rows' embeddings and losses; what already stands whole is kept.
@@ -38,7 +38,7 @@ def embed(
 
     Args:
         model: a causal language model. An adapter on it is left out: the base model's weights are used, as they are.
-        dtype: of the stored rows.
+        dtype: of the stored rows, see `pursuit.codecs`.
         batch_tokens: padded tokens a batch, which bounds the memory.
         provenance: everything else that shaped the embeddings (model, data), JSON-able.
         shards: only these shard numbers; all without.
@@ -73,7 +73,7 @@ def embed(
 
 
 def finished_embeddings(
-    folder: Path, num_rows: int, *, provenance: Mapping[str, Any], dtype: str = Recipe.dtype
+    folder: Path, num_rows: int, *, provenance: Mapping[str, Any], dtype: StoredType = Recipe.dtype
 ) -> FeatureStore | None:
     """The store in a folder if it stands whole and was made with these settings: then no model is needed."""
     if not (folder / "manifest.json").exists():

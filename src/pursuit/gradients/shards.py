@@ -102,7 +102,8 @@ def shard_tensors(
     """The tensors of consecutive rows as the store keeps them; batches are halved where memory runs out."""
     count, manifest = len(rows), store.manifest
     tensors = {
-        **empty_rows(count, manifest["dimension"], manifest["dtype"]), "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
+        **empty_rows(count, manifest["dimension"], manifest["dtype"]),
+        "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
     }  # fmt: skip
     pending = plan_batches(rows, encoded.lengths, batch_tokens)[::-1]
     while pending:
@@ -114,7 +115,7 @@ def shard_tensors(
             continue
         places = torch.tensor([row - rows.start for row in batch])
         for name, values in {**found, **encode(found["features"], manifest["dtype"])}.items():
-            tensors[name][places] = values
+            tensors[name][places] = values.to(tensors[name].dtype)
         advance(len(batch))
     return tensors
 

@@ -146,10 +146,14 @@ class OptBatch(BatchSelector):
         return self._scorer(model, take(batch, stale), head, scales, keep_rows)
 
     def _remembered(self, ids: np.ndarray, stale: np.ndarray, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and features of all candidates, those just scored and those of earlier visits."""
+        """Losses and features of all candidates, those just scored and those of earlier visits.
+
+        Features are kept relative to the root mean square norm of those scored with them [ours]: the running moment has
+        changed their scale since, and choices do not depend on a scale that all share.
+        """
         fresh = np.setdiff1d(np.arange(len(ids)), stale)
         if len(stale):
-            self._memory.store(ids[stale], scores.losses, scores.features)
+            self._memory.store(ids[stale], scores.losses, _of_norm_one(scores.features))
         self._memory.visit(np.unique(ids[fresh]))
         return self._memory.losses(ids), self._memory.features(ids)
 
@@ -229,3 +233,10 @@ class OptBatch(BatchSelector):
         super().load(state)
         self._moment.load(state)
         self._memory.load(state)
+
+
+def _of_norm_one(features: np.ndarray) -> np.ndarray:
+    """Features (s, d) over the root mean square of their norms."""
+    squares = np.square(features, dtype=np.float64).sum(axis=1)
+    known = squares[np.isfinite(squares) & (squares > 0)]  # zero: no label
+    return features / np.sqrt(known.mean()) if len(known) else features

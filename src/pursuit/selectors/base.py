@@ -6,6 +6,7 @@ import difflib
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -35,7 +36,11 @@ class Selector(BaseModel, ABC):
     paper: ClassVar[str]
     needs_features: ClassVar[bool] = True
     needs_target: ClassVar[bool] = False
-    uses_target: ClassVar[bool] = False  # follows a target where there is one, and does without
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether it follows a target where there is one, and does without."""
+        return False
 
     @property
     def needs_embeddings(self) -> bool:
@@ -47,6 +52,9 @@ class Selector(BaseModel, ABC):
             super().__init__(**settings)
         except ValidationError as error:
             raise SettingsError("; ".join(_explain(type(self), problem) for problem in error.errors())) from None
+
+    def check_target_sets(self, names: Sequence[str]) -> None:
+        """Raise SelectionError where settings do not fit the target sets of these names; asked before heavy work."""
 
     def select(self, features: Features, budget: int, *, target: Features | None = None, seed: int = 0) -> Selection:
         """Choose `budget` of the N rows.

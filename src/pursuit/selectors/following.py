@@ -7,14 +7,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from pursuit.errors import SelectionError
 from pursuit.selectors.base import Selector
-from pursuit.selectors.quotas import Quotas, interleaved, quota_shares, target_parts
+from pursuit.selectors.quotas import Quotas, check_quotas, interleaved, quota_shares, target_parts
 from pursuit.selectors.raw_rows import with_raw_rows
 from pursuit.selectors.selection import Selection
 from pursuit.selectors.stacked import Trajectory, stacked
@@ -66,8 +65,6 @@ class Following(Selector):
     left. The subspaces are the same for all.
     """
 
-    uses_target: ClassVar[bool] = True
-
     in_domain: bool = Field(False, description="follow the pool's mean also where there is a target")
     targets: Literal["each", "mean"] = Field(
         "each", description="with several target sets, follow the mean of each with its share of the budget, or one "
@@ -87,6 +84,11 @@ class Following(Selector):
         "they lie in a temporary file); the choice does not depend on it",
     )  # fmt: skip
 
+    @property
+    def uses_target(self) -> bool:
+        """Unless the pool's mean is to be followed in any case."""
+        return not self.in_domain
+
     @model_validator(mode="after")
     def _quotas_have_a_use(self) -> Self:
         if self.quotas is not None and self.in_domain:
@@ -94,6 +96,10 @@ class Following(Selector):
         if self.quotas is not None and self.targets == "mean":
             raise ValueError('quotas share the budget among target sets, and targets="mean" follows one mean of all')
         return self
+
+    def check_target_sets(self, names: Sequence[str]) -> None:
+        """Quotas have to name them all, and nothing else."""
+        check_quotas(self.name, self.quotas, names)
 
     @abstractmethod
     def _pursue(self, rows: RowMatrix, goal: np.ndarray, budget: int, engine: Engine) -> Pursued:
@@ -135,8 +141,7 @@ class Following(Selector):
     def _goals(self, target: Features | None, budget: int) -> _Goals:
         one = _Goals([], None, np.array([budget]))
         if target is None:
-            if self.quotas is not None:
-                raise SelectionError(f"{self.name}: quotas share the budget among target sets, and there is no target.")
+            check_quotas(self.name, self.quotas, [])
             return one
         if self.targets == "mean":
             return one

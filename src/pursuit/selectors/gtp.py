@@ -113,11 +113,17 @@ def _facts(result: CompressiveResult) -> dict[str, Any]:
 def _warnings(result: CompressiveResult, dimension: int, budget: int) -> list[str]:
     if result.rank >= budget:
         return []
+    if not result.rank:
+        return [
+            f"No row points towards the goal, so every weight is 0 and the {budget:,} chosen are those that point away "
+            "from it least. Are pool and target what they should be?"
+        ]
     further = budget - result.rank - result.filled
-    rest = [f"{further:,} come from further passes over the other rows"] * (further > 0)
-    rest += [f"{result.filled:,} are the most similar of the rest, at weight 0"] * (result.filled > 0)
+    rest = [f"{further:,} from further passes over the other rows"] * (further > 0)
+    rest += [f"{result.filled:,} at weight 0, the most similar of the rest"] * (result.filled > 0)
+    rows = "1 row follows" if result.rank == 1 else f"{result.rank:,} rows follow"
     return [
-        f"{result.rank:,} rows follow the goal as closely as any number can: non-negative weights on more rows gain "
-        f"nothing in {dimension:,} dimensions. Of the budget of {budget:,}, {' and '.join(rest)}. "
+        f"{rows} the goal as closely as any number can: non-negative weights on more rows gain nothing in "
+        f"{dimension:,} dimensions. The rest of the budget of {budget:,}: {' and '.join(rest)}. "
         "A smaller budget, more checkpoints or a larger `subspace` would fit better."
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from pursuit.progress import progress
 from pursuit.selectors.base import Selector
-from pursuit.selectors.quotas import Quotas, interleaved, quota_shares
+from pursuit.selectors.quotas import Quotas, check_quotas, interleaved, quota_shares
 from pursuit.selectors.selection import Selection
 from pursuit.selectors.stratified import source_codes
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, blocks, rank_descending
@@ -45,6 +46,10 @@ class Less(Selector):
         DEFAULT_MEMORY_BYTES, ge=1 << 20, description="bound on the memory of the rows read at once, in bytes; "
         "the choice does not depend on it",
     )  # fmt: skip
+
+    def check_target_sets(self, names: Sequence[str]) -> None:
+        """Quotas have to name them all, and nothing else."""
+        check_quotas(self.name, self.quotas, names)
 
     def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
         assert target is not None  # checked by `select`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +57,25 @@ def target_parts(target: Features) -> tuple[list[str], list[np.ndarray]]:
     return names, [np.flatnonzero(codes == number) for number in range(len(names))]
 
 
+def check_quotas(method: str, quotas: Mapping[str, float] | None, names: Sequence[str]) -> None:
+    """Whether quotas fit the target sets of these names.
+
+    Raises:
+        SelectionError: there is no target, quotas for a name that is no target set, or none for one that is.
+    """
+    if quotas is None:
+        return
+    if not names:
+        raise SelectionError(f"{method}: quotas share the budget among target sets, and there is no target.")
+    sets = f"The target sets are {', '.join(names)}."
+    for unknown in sorted(quotas.keys() - set(names)):
+        near = difflib.get_close_matches(unknown, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise SelectionError(f"{method}: quotas name {unknown!r}, which is no target set.{hint} {sets}")
+    if missing := [name for name in names if name not in quotas]:
+        raise SelectionError(f"{method}: quotas give no share to the target set {missing[0]!r}. {sets}")
+
+
 def quota_shares(method: str, quotas: Mapping[str, float] | None, names: list[str], budget: int) -> np.ndarray:
     """(S,) int64, how many of `budget` rows each of S target sets gets: by largest remainder, on ties the earlier.
 
@@ -64,16 +83,10 @@ def quota_shares(method: str, quotas: Mapping[str, float] | None, names: list[st
         quotas: relative shares by name; equal ones without.
 
     Raises:
-        SelectionError: quotas for a name that is no target set, or none for one that is.
+        SelectionError: see `check_quotas`.
     """
+    check_quotas(method, quotas, names)
     given = dict.fromkeys(names, 1.0) if quotas is None else quotas
-    sets = f"The target sets are {', '.join(names)}."
-    for unknown in sorted(given.keys() - set(names)):
-        near = difflib.get_close_matches(unknown, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise SelectionError(f"{method}: quotas name {unknown!r}, which is no target set.{hint} {sets}")
-    if missing := [name for name in names if name not in given]:
-        raise SelectionError(f"{method}: quotas give no share to the target set {missing[0]!r}. {sets}")
     parts = [Fraction(str(given[name])) for name in names]  # exact: rounding cannot move a row
     exact = [part * budget / sum(parts) for part in parts]
     shares = np.array([int(share) for share in exact], dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from pursuit.progress import progress
 from pursuit.selectors.base import Selector
 from pursuit.selectors.loss import quantiles
-from pursuit.selectors.quotas import Quotas, interleaved, quota_shares, target_parts
+from pursuit.selectors.quotas import Quotas, check_quotas, interleaved, quota_shares, target_parts
 from pursuit.selectors.selection import Selection
 from pursuit.selectors.stratified import source_codes
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, map_blocks
@@ -67,6 +68,10 @@ class Rds(Selector):
         if self.quotas is not None and self.choose == "mean-max":
             raise ValueError("quotas share the turns of round-robin, and choose=mean-max has none")
         return self
+
+    def check_target_sets(self, names: Sequence[str]) -> None:
+        """Quotas have to name them all, and nothing else."""
+        check_quotas(self.name, self.quotas, names)
 
     def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
         assert target is not None  # checked by `select`

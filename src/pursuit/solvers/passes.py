@@ -15,7 +15,7 @@ import numpy as np
 from pursuit.solvers.atom_pool import AtomPool
 from pursuit.solvers.candidates import Candidates, Fit
 from pursuit.solvers.growing import Goal, Pursuit
-from pursuit.solvers.rows import RowMatrix, RowView
+from pursuit.solvers.rows import RowMatrix, RowView, release
 from pursuit.solvers.tally import Tally
 
 Refine = Literal["swaps", "none"]
@@ -117,6 +117,7 @@ def _over_part(atoms: RowMatrix, target: np.ndarray, method: Method, part: tuple
     rows: RowMatrix = RowView(atoms, indices)
     if len(indices) * atoms.shape[1] * 8 <= method.memory_bytes // 2:
         rows = rows[:]
+        release(atoms)
     pool = AtomPool(rows, target, method.memory_bytes)
     goal = Goal(pool, target, pool.distinct, min(size, len(indices), pool.width), method.enough, Watch())
     fit, norms, changes = _pursue(goal, replace(method, iterations=0) if method.refine == "swaps" else method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ Advance = Callable[[int], object]
 DEFAULT_MEMORY_BYTES = 1 << 30
 MAX_BLOCK_BYTES = 8 << 20  # beyond this a larger block only costs memory
 PASS_BYTES = 2 << 20  # of a block of float64 rows in a pass over a whole matrix: it stays near the processor
+MAPPED_BYTES = 256 << 20  # of a mapped file that a pass may leave in memory
 
 
 class RowMatrix(Protocol):
@@ -120,10 +122,27 @@ def map_blocks(
     if spread is not None:
         yield from spread(function, block_rows)
         return
-    rows, _ = check_matrix(matrix, "matrix")
-    for start in range(0, rows, block_rows):
+    rows, width = check_matrix(matrix, "matrix")
+    let_go = max(1, MAPPED_BYTES // (4 * max(1, width * block_rows)))
+    for number, start in enumerate(range(0, rows, block_rows)):
         stop = min(rows, start + block_rows)
         yield start, stop, function(matrix[start:stop], start)
+        if number % let_go == let_go - 1:
+            release(matrix)
+    release(matrix)
+
+
+def release(matrix: RowMatrix) -> None:
+    """Let go of the pages of a mapped file, which otherwise count as memory of this process until the system needs it.
+
+    They stay in the system's cache while there is room, so reading them again is cheap.
+    """
+    while isinstance(matrix, RowView):
+        matrix = matrix.matrix
+    mapped = getattr(matrix, "_mmap", None)
+    shared = isinstance(matrix, np.memmap) and matrix.mode in ("r", "r+", "w+")  # changes of a private copy would go
+    if shared and mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def row_dots(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:

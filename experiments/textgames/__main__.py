@@ -1,0 +1,111 @@
+"""`python -m experiments.textgames`: the whole experiment in one command."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
+from experiments.textgames.facts import chosen_facts, comparison_facts, machine
+from experiments.textgames.table import write_table
+from pursuit import Run
+from pursuit.compare import Comparison, compare
+from pursuit.compare.plan import parse_method
+from pursuit.files import read_json, sha256_file, write_json
+from pursuit.finetune import FineTune
+from pursuit.progress import say
+from pursuit.run_folder import versions
+from pursuit.selectors import method
+
+app = App(name="experiments.textgames", help=__doc__)
+TRAINING = FineTune(
+    max_steps=24, batch_size=16, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=1024
+)
+RUN: dict[str, Any] = {
+    "weights": ["*"], "max_length": 512, "device": "cpu", "dtype": "float32",
+    "warmup": {"checkpoint_steps": [8, 16], "epochs": 1, "sample": 256, "learning_rate": 1e-3, "batch_size": 16,
+               "micro_batch_tokens": 1024},
+    "features": {"dimension": 2048, "batch_tokens": 1024},
+}  # fmt: skip
+TARGETED = ("gtp", "less", "rds", "random")
+IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "kcenter", "random")
+SCORES: dict[str, Any] = {"metrics": ("loss", "exact")}
+PLAYED: dict[str, Any] = {"metrics": (), "players": ("experiments.pools.textgames:success",)}
+COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
+    "targeted": (TARGETED, ("0.5%", "5%"), TARGETS, SCORES),
+    "in-domain": (IN_DOMAIN, ("5%",), KINDS, SCORES),
+    "played": (TARGETED, ("5%",), TARGETS, PLAYED),
+}
+KEPT = {"targeted": "eval", "in-domain": "eval", "played": "games"}  # files of held-out rows
+CURVES = ("omp", "gtp(refine=none)")  # selected for their residuals only, not trained on
+COUNTED = "cpu.json"
+
+
+@app.default
+def main(
+    *, out: Path = Path("runs/textgames"), results: Path = Path("experiments/results"), seeds: int = 3,
+    play: Annotated[bool, Parameter(negative="")] = False,
+) -> None:  # fmt: skip
+    """Make the data, train the first model, select, train on every choice, score; write textgames.json and .md.
+
+    What stands in `out` is not done again.
+
+    Args:
+        out: Folder for data, models and trainings.
+        results: Folder for the small files that are kept.
+        seeds: Trainings of each choice.
+        play: Train once more on the targeted choices at 5%, and let the models play games that they have not seen.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*rows follow the goal as closely.*")  # kept in the diagnostics
+    before, sizes = time.process_time(), Sizes()
+    data = make_data(out / "data", sizes)
+    model = first_model(data, out / "first", sizes.max_length)
+    targets = [f"{kind}={data / f'target-{kind}.jsonl'}" for kind in TARGETS]
+    settings = {**RUN, "model": str(model), "pool": str(data / "pool.jsonl")}
+    run = Run(out / "run", **settings, target=targets)
+    found = {}
+    for name in ("targeted", "in-domain", *(["played"] if play else [])):
+        methods, budgets, kinds, scored = COMPARED[name]
+        say(f"{name}: {', '.join(methods)} at {', '.join(budgets)}")
+        comparison = Comparison(
+            methods=methods, budgets=budgets, seeds=seeds, train=TRAINING, **scored,
+            evaluation=[f"{kind}={data / f'{KEPT[name]}-{kind}.jsonl'}" for kind in kinds],
+        )  # fmt: skip
+        found[name] = comparison_facts(compare(run, comparison, out / name))
+    for text in CURVES:
+        _select_for_its_curve(run, text)
+    record = {
+        "machine": machine(), "versions": versions(), "seeds": list(range(seeds)),
+        "cpu_seconds": _counted(out / COUNTED, time.process_time() - before), "data": read_json(data / "about.json"),
+        "pool_sha256": sha256_file(data / "pool.jsonl"),
+        "kinds": list(KINDS), "targets": list(TARGETS), "first_training": asdict(FIRST_TRAINING),
+        "training": asdict(TRAINING), "run": RUN, "stage_seconds": read_json(run.folder.path / "timings.json"),
+        "comparisons": found, "chosen": chosen_facts(run, data),
+    }  # fmt: skip
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / "textgames.json", record)
+    print(write_table(record, results / "textgames.md"))
+
+
+def _select_for_its_curve(run: Run, text: str) -> None:
+    name, parameters = parse_method(text)
+    for in_domain in (False, True):
+        run.select(method(name, **parameters, in_domain=in_domain), "5%", seed=0)
+
+
+def _counted(path: Path, seconds: float) -> float:
+    """CPU seconds of this process, and of those before it that filled the folder."""
+    total = seconds + (read_json(path)["seconds"] if path.exists() else 0.0)
+    write_json(path, {"seconds": total})
+    return round(total, 1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,114 @@
+"""The results as one short page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pursuit.files import write_text
+
+EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
+TITLES = {"targeted": "Targeted at three kinds of games", "in-domain": "In-domain, all kinds", "played": "Playing"}
+Record = Mapping[str, Any]
+
+
+def write_table(record: Record, path: Path) -> str:
+    """Write the page; the text of it."""
+    parts = [
+        "# Text games, in small", _about(record), "## Expected", EXPECTED.read_text(encoding="utf-8").strip(),
+    ]  # fmt: skip
+    if FOUND.exists():
+        parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
+    for name, comparison in record["comparisons"].items():
+        parts += [f"## {TITLES[name]}", f"Held out: {comparison['evaluation']}."]
+        parts += [_scores(metric, found) for metric, found in comparison["metrics"].items()]
+        parts += [f"Failed: {name}: {why}" for name, why in comparison["failed"]]
+    parts += ["## What was chosen", _chosen(record["chosen"]), "## Residual", _residuals(record["chosen"])]
+    text = "\n\n".join(parts) + "\n"
+    write_text(path, text)
+    return text
+
+
+def _about(record: Record) -> str:
+    data, machine, training, first = (record[name] for name in ("data", "machine", "training", "first_training"))
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        "Made by `python -m experiments.textgames`; all numbers are in `textgames.json`. A small CPU setting of the "
+        "experiment, not the papers' scale.\n\n"
+        f"- Model: a Llama of 0.9 million weights from random ones, trained for {first['max_steps']} steps of "
+        f"{first['batch_size']} on {data['first_rows']:,} other steps of games of the same kinds.\n"
+        f"- Pool: {data['pool_rows']:,} steps of {', '.join(record['kinds'])}: {data['clean']:,} as they are, "
+        f"{data['copies']:,} copies of these, {data['wrong']:,} with another action as answer.\n"
+        f"- Each training: all weights, {training['max_steps']} steps of {training['batch_size']} rows, "
+        f"{training['optimizer']}, peak learning rate {training['learning_rate']}, whatever the number of rows; seeds "
+        f"{', '.join(map(str, record['seeds']))} (selection and order of rows).\n"
+        f"- Intervals: 95 %, Student's t over seeds. To random: difference at the same budget, paired by seed.\n"
+        f"- {record['cpu_seconds'] / 60:.1f} CPU minutes of Python, without Java's; {machine['processor']}, "
+        f"{machine['cores']} cores shared with other work, {machine['threads']} thread; {versions}."
+    )
+
+
+def _scores(metric: str, found: Record) -> str:
+    families = list(dict.fromkeys(name for one in found["methods"] for name in one["families"]))
+    lines = [
+        ["", "rows", f"**{metric}**", "to random", "gain kept", *families],
+        ["first model", "0", f"{found['untrained']:.3f}", "", "", *[""] * len(families)],
+    ]
+    for one in sorted(found["methods"], key=lambda one: one["rows"]):
+        kept = one["gain_kept"]
+        lines.append([
+            one["method"], f"{one['rows']:,}", _spread(one["score"]), _spread(one["to_random"], sign=True),
+            "" if kept is None else f"{kept:.0%}", *(f"{one['families'][name]:.3f}" for name in families),
+        ])  # fmt: skip
+    return _table(lines)
+
+
+def _chosen(chosen: list[Record]) -> str:
+    lines = [["", "rows", "seed", "of target kinds", "wrong answers", "said before", "selection s"]]
+    for one in chosen:
+        name = one["method"] + (" in-domain" if one.get("in_domain") else "")
+        if (parameters := one.get("parameters") or {}).get("refine") == "none":
+            name += f", refine={parameters['refine']}"
+        lines.append([
+            name, f"{one['rows']:,}", str(one.get("seed", "")), f"{one['of_target_kinds']:.0%}", f"{one['wrong']:.1%}",
+            str(one["repeated"]), f"{one['seconds']:.2f}" if "seconds" in one else "",
+        ])  # fmt: skip
+    return (
+        _table(lines)
+        + "\n\n*Said before*: rows with the prompt and answer of a row that was chosen too. Seconds are wall time on a "
+        "busy machine."
+    )
+
+
+def _residuals(chosen: list[Record]) -> str:
+    lines = [["goal", "method", "rows", "curve", "residual by iteration (first, quarters, last)"]]
+    for row in _curves(chosen):
+        lines.append(row)
+    return _table(lines) + "\n\nRelative to the goal's length; every iteration is in `textgames.json`."
+
+
+def _curves(chosen: list[Record]) -> Iterator[list[str]]:
+    for one in chosen:
+        if not one.get("residuals") or one["seed"] != 0:
+            continue
+        goal = "pool" if one["in_domain"] else "targets"
+        how = ", refine=none" if one["parameters"].get("refine") == "none" else ""
+        for curve, values in one["residuals"].items():
+            places = sorted({round(share * (len(values) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
+            numbers = ", ".join(f"{values[place]:.3f}" for place in places)
+            yield [goal, one["method"] + how, f"{one['rows']:,}", curve, numbers]
+
+
+def _spread(value: list[float | None] | None, sign: bool = False) -> str:
+    if value is None:
+        return ""
+    mean, low, high = value
+    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
+    return text if low is None or high is None else f"{text} ± {(high - low) / 2:.3f}"
+
+
+def _table(lines: list[list[str]]) -> str:
+    head, *rest = lines
+    marks = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *rest])

@@ -1,0 +1,170 @@
+"""Flags and YAML of `pursuit select` and `pursuit run`: what each of them says reaches the selection, or is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pursuit import Gtp, Run
+from pursuit.errors import DataError, SelectionError, SettingsError
+from pursuit.files import read_json
+from pursuit.selectors import METHODS
+from pursuit.status import status
+from test_run import SMALL, run_main, write_rows
+from tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a space in its name: model, pool of the sources alpha and beta, two target sets, a finished run."""
+    folder = tmp_path_factory.mktemp("a place")
+    tiny_model("llama").save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    write_rows(folder / "pool.jsonl", 60, seed=0, sources=["alpha", "beta"])
+    write_rows(folder / "exam.jsonl", 4, seed=1)
+    write_rows(folder / "quiz.jsonl", 4, seed=2)
+    targets = [f"exam={folder / 'exam.jsonl'}", f"quiz={folder / 'quiz.jsonl'}"]
+    Run(folder / "run", model=folder / "model", pool=folder / "pool.jsonl", target=targets, **SMALL).extract()
+    return folder
+
+
+def job(place: Path, tmp_path: Path, **values) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"run": str(place / "run"), **values}))
+    return path
+
+
+def last_choice(run: Path) -> dict:
+    """What the newest selection of a run was made with."""
+    return read_json(max(run.glob("selections/*/choice.json"), key=lambda path: path.stat().st_mtime_ns))
+
+
+def test_select_takes_the_method_and_all_else_from_its_config(place, tmp_path, capsys):
+    config = job(place, tmp_path, method="gtp", budget=6, params={"quotas": {"exam": 2, "quiz": 1}},
+                 drop_sources="beta", out=str(tmp_path / "a b.jsonl"))  # fmt: skip
+    assert run_main("select", "--config", config, capsys=capsys)[0] == 0
+    table = pq.read_table(tmp_path / "a b.chosen.parquet")
+    assert sorted(table["target"].to_pylist()) == ["exam"] * 4 + ["quiz"] * 2
+    assert set(table["source"].to_pylist()) == {"alpha"}
+    assert last_choice(place / "run")["method"] == "gtp"
+
+
+def test_flags_override_every_key_of_the_yaml(place, tmp_path, capsys):
+    config = job(place, tmp_path, method="gtp", budget=6, params={"quotas": {"exam": 2, "quiz": 1}},
+                 drop_sources=["beta"], drop_leaks=True, out=str(tmp_path / "a.jsonl"))  # fmt: skip
+    flags = ["--quota", "exam=1", "quiz=3", "--budget", 4, "--drop-source", "alpha", "--no-drop-leaks"]
+    assert run_main("run", config, *flags, "--out", tmp_path / "b.jsonl", capsys=capsys)[0] == 0
+    assert not (tmp_path / "a.jsonl").exists()
+    table = pq.read_table(tmp_path / "b.chosen.parquet")
+    assert sorted(table["target"].to_pylist()) == ["exam"] + ["quiz"] * 3
+    assert set(table["source"].to_pylist()) == {"beta"}
+    assert last_choice(place / "run")["drop_leaks"] is False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"drop_source": ["alpha"]}, "did you mean drop_sources"), ({"params": ["clusters"]}, "params"),
+        ({"drop_leaks": "perhaps"}, "drop_leaks = 'perhaps'"), ({"budget": [5]}, "budget"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_or_value_of_the_job_is_named(place, tmp_path, capsys, wrong, said):
+    for command in (["run"], ["select", "--config"]):
+        code, text = run_main(*command, job(place, tmp_path, **wrong), capsys=capsys)
+        assert code == 2
+        assert said in text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["gtp", "omp", "less", "rds"])
+def test_quotas_that_do_not_fit_the_target_are_found_before_the_model_is_loaded(place, tmp_path, monkeypatch, name):
+    import pursuit.stages as module
+
+    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    new = {"model": place / "model", "pool": place / "pool.jsonl", **SMALL}
+    run = Run(tmp_path / "run", target=f"exam={place / 'exam.jsonl'}", **new)
+    with pytest.raises(SelectionError, match=r"quotas name 'exan', which is no target set\. Did you mean 'exam'"):
+        run.select(name, 5, quotas="exan=1")
+    if not METHODS[name].needs_target:
+        with pytest.raises(SelectionError, match="there is no target"):
+            Run(tmp_path / "other", **new).select(name, 5, quotas="exam=1")
+
+
+def test_a_target_that_the_run_remembers_is_told_of(place, capsys):
+    run = Run(place / "run")
+    towards = run.select("gtp", 5).selection
+    assert "towards the target that the run began with" in capsys.readouterr().err
+    assert towards.diagnostics["goal"] == "target"
+    pool = run.select(Gtp(in_domain=True), 5).selection
+    assert "towards" not in capsys.readouterr().err
+    assert pool.diagnostics["goal"] == "pool"
+
+
+def test_following_the_pool_needs_no_gradients_of_the_target(place, tmp_path):
+    target = tmp_path / "target.jsonl"
+    write_rows(target, 3, seed=12)
+    before = set((place / "run").glob("targets/*/features"))
+    Run(place / "run", target=target).select(Gtp(in_domain=True), 5)
+    assert set((place / "run").glob("targets/*/features")) == before
+
+
+def test_a_target_with_nothing_in_its_direction_is_said_plainly(tmp_path, capsys):
+    np.save(tmp_path / "pool.npy", np.tile(np.eye(1, 8), (9, 1)))
+    np.save(tmp_path / "target.npy", -np.eye(1, 8))
+    flags = ["--features", tmp_path / "pool.npy", "--target-features", tmp_path / "target.npy"]
+    code, text = run_main(
+        "select", *flags, "--method", "gtp", "--budget", 3, "--out", tmp_path / "x.jsonl", capsys=capsys
+    )
+    assert code == 0
+    assert "No row points towards the goal" in text
+    assert [json.loads(line)["weight"] for line in (tmp_path / "x.jsonl").read_text().splitlines()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["archive", "text", "scalar", "vector", "empty"])
+def test_a_file_that_holds_no_features_is_named_with_what_would_be_right(tmp_path, kind):
+    from pursuit.commands import load_array
+
+    path = tmp_path / "features.npy"
+    arrays = {"scalar": np.float32(3), "vector": np.ones(4), "empty": np.ones((0, 4))}
+    if kind == "archive":
+        np.savez(path.with_suffix(".npz"), a=np.ones((3, 4)))
+        path.with_suffix(".npz").rename(path)
+    elif kind == "text":
+        path.write_text('{"prompt": "x"}\n')
+    else:
+        np.save(path, arrays[kind])
+    with pytest.raises(DataError, match=r"features\.npy.*(numpy\.save|\(N, d\))"):
+        load_array(path)
+
+
+def test_what_features_of_ones_own_cannot_use_is_refused(tmp_path, capsys):
+    np.save(tmp_path / "f.npy", np.eye(4))
+    own = [
+        "select",
+        "--features",
+        tmp_path / "f.npy",
+        "--method",
+        "random",
+        "--budget",
+        2,
+        "--out",
+        tmp_path / "x.jsonl",
+    ]
+    for more, said in (
+        (["--run", tmp_path / "run"], "--run"), (["--drop-source", "a"], "--drop-source"), (["--model", "m"], "model"),
+    ):  # fmt: skip
+        code, text = run_main(*own, *more, capsys=capsys)
+        assert code == 2
+        assert said in text
+    code, text = run_main("select", "--target-features", tmp_path / "f.npy", "--run", tmp_path / "r", capsys=capsys)
+    assert code == 2
+    assert "only used with --features" in text
+
+
+def test_the_number_of_jobs_that_status_is_asked_about_is_at_least_one(place):
+    with pytest.raises(SettingsError, match="1 or more"):
+        status(place / "run", of=0)
