@@ -168,3 +168,16 @@ def test_what_features_of_ones_own_cannot_use_is_refused(tmp_path, capsys):
 def test_the_number_of_jobs_that_status_is_asked_about_is_at_least_one(place):
     with pytest.raises(SettingsError, match="1 or more"):
         status(place / "run", of=0)
+
+
+def test_a_log_says_no_time_left_before_anything_was_done(monkeypatch, capsys):
+    import pursuit.progress as module
+
+    monkeypatch.setattr(module, "LOG_EVERY_SECONDS", 0.0)
+    with module.progress("gradients", 240) as advance:
+        advance(0)
+        advance(60)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "gradients: 0/240 rows"
+    assert second.startswith("gradients: 60/240 rows, ")
+    assert second.endswith(" min left")

@@ -176,6 +176,7 @@ def test_intervals_are_students():
 def test_methods_are_read_with_their_parameters():
     assert split_methods(["tagcos(clusters=5, tol=0),gtp", "less"]) == ["tagcos(clusters=5, tol=0)", "gtp", "less"]
     assert parse_method("tagcos(clusters=5, ridge=0.1)") == ("tagcos", {"clusters": "5", "ridge": "0.1"})
+    assert parse_method('less(quotas="a=2,b=1", x=3)') == ("less", {"quotas": "a=2,b=1", "x": "3"})
     assert parse_method("gtp") == ("gtp", {})
     with pytest.raises(SettingsError, match="name=value"):
         parse_method("tagcos(5)")

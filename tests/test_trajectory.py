@@ -319,9 +319,9 @@ def test_a_finished_warm_up_is_not_trained_again(copied: Path) -> None:
 def test_a_folder_begun_with_something_else_is_refused_naming_it(copied: Path) -> None:
     with pytest.raises(StoreError, match=r"begun with learning_rate = 0\.01, not 0\.02"):
         warm_up(adapted(), Rows(20), copied, short(learning_rate=0.02))
-    with pytest.raises(StoreError, match="begun with sampled_data"):
+    with pytest.raises(StoreError, match="begun with other rows"):
         warm_up(adapted(), Rows(20, seed=1), copied, short())
-    with pytest.raises(StoreError, match="begun with first_weights"):
+    with pytest.raises(StoreError, match="begun with other weights to begin from"):
         warm_up(prepare_trainable(tiny_model("llama"), lora=PLAIN, seed=5), Rows(20), copied, short())
 
 

@@ -33,7 +33,8 @@ RUN: dict[str, Any] = {
                "micro_batch_tokens": 1024},
     "features": {"dimension": 2048, "batch_tokens": 1024},
 }  # fmt: skip
-TARGETED = ("gtp", "less", "rds", "random")
+LESS_IN_TURN = f'less(quotas="{",".join(f"{kind}=1" for kind in TARGETS)}")'  # GTP's shares are equal too
+TARGETED = ("gtp", "less", LESS_IN_TURN, "rds", "random")
 IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "kcenter", "random")
 SCORES: dict[str, Any] = {"metrics": ("loss", "exact")}
 PLAYED: dict[str, Any] = {"metrics": (), "players": ("experiments.pools.textgames:success",)}

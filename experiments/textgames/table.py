@@ -65,20 +65,29 @@ def _scores(metric: str, found: Record) -> str:
 
 
 def _chosen(chosen: list[Record]) -> str:
-    lines = [["", "rows", "seed", "of target kinds", "wrong answers", "said before", "selection s"]]
+    alike: dict[tuple[str, ...], list[Record]] = {}
+    what: tuple[str, ...]
     for one in chosen:
-        name = one["method"] + (" in-domain" if one.get("in_domain") else "")
-        if (parameters := one.get("parameters") or {}).get("refine") == "none":
-            name += f", refine={parameters['refine']}"
-        lines.append([
-            name, f"{one['rows']:,}", str(one.get("seed", "")), f"{one['of_target_kinds']:.0%}", f"{one['wrong']:.1%}",
-            str(one["repeated"]), f"{one['seconds']:.2f}" if "seconds" in one else "",
-        ])  # fmt: skip
+        what = (_name(one), f"{one['rows']:,}", f"{one['of_target_kinds']:.0%}", f"{one['wrong']:.1%}",
+                str(one["repeated"]), ", ".join(f"{kind} {count}" for kind, count in one["kinds"].items()))  # fmt: skip
+        alike.setdefault(what, []).append(one)
+    lines = [["", "rows", "of target kinds", "wrong answers", "said before", "kinds", "seeds", "selection s"]]
+    for what, ones in sorted(alike.items(), key=lambda item: int(item[0][1].replace(",", ""))):
+        seeds = ", ".join(sorted(str(one["seed"]) for one in ones if "seed" in one))
+        seconds = [one["seconds"] for one in ones if "seconds" in one]
+        lines.append([*what, seeds, f"{sum(seconds) / len(seconds):.2f}" if seconds else ""])
     return (
         _table(lines)
         + "\n\n*Said before*: rows with the prompt and answer of a row that was chosen too. Seconds are wall time on a "
-        "busy machine."
+        "busy machine, without the gradients."
     )
+
+
+def _name(one: Record) -> str:
+    parameters = one.get("parameters") or {}
+    marks = ["in-domain"] * bool(one.get("in_domain")) + ["refine=none"] * (parameters.get("refine") == "none")
+    marks += ["by quotas"] * bool(parameters.get("quotas"))
+    return ", ".join([one["method"], *marks])
 
 
 def _residuals(chosen: list[Record]) -> str:
@@ -93,11 +102,10 @@ def _curves(chosen: list[Record]) -> Iterator[list[str]]:
         if not one.get("residuals") or one["seed"] != 0:
             continue
         goal = "pool" if one["in_domain"] else "targets"
-        how = ", refine=none" if one["parameters"].get("refine") == "none" else ""
         for curve, values in one["residuals"].items():
             places = sorted({round(share * (len(values) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
             numbers = ", ".join(f"{values[place]:.3f}" for place in places)
-            yield [goal, one["method"] + how, f"{one['rows']:,}", curve, numbers]
+            yield [goal, _name(one), f"{one['rows']:,}", curve, numbers]
 
 
 def _spread(value: list[float | None] | None, sign: bool = False) -> str:

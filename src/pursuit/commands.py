@@ -19,7 +19,6 @@ from pursuit.jobs import Share, extract_share
 from pursuit.pool import Pool, check_subset_path
 from pursuit.run import Run
 from pursuit.selectors import check_budget, describe, method, parse_budget
-from pursuit.status import status, table
 from pursuit.trainer_export import export_selection, export_subset
 from pursuit.trainer_formats import TrainerFormat
 
@@ -155,11 +154,6 @@ def write_report_again(
             selection, agreement=agreement, price_per_hour=price_per_hour, currency=currency, out=out
         )
     output.print(Text.assemble(("report  ", "bold"), str(page)))
-
-
-def print_status(folder: Path, of: int | None, verify: bool) -> None:
-    """`pursuit status`."""
-    output.print(table(status(folder, of=of, verify=verify)))
 
 
 def show(result: Result) -> None:

@@ -159,7 +159,7 @@ def _trl(chats: Sequence[_Chat], path: Path) -> Rows:
 
 def _llama_factory(chats: Sequence[_Chat], path: Path) -> Rows:
     rows = [_llama_row(chat) for chat in chats]
-    notes = [f"Set dataset: {path.stem} and dataset_dir: {path.parent}. LLaMA-Factory {UNUSED_WEIGHT}."]
+    notes = [f"Set dataset: {path.stem} and dataset_dir: {path.parent}", f"LLaMA-Factory {UNUSED_WEIGHT}."]
     if not all(chat.learns_all for chat in chats):
         for chat in chats:
             if not chat.learns_last_only:
@@ -220,7 +220,8 @@ def _texts(to: str, examples: Sequence[Example], path: Path) -> Rows:
     notes = {
         "trl": (f"TRL's SFTTrainer {UNUSED_WEIGHT}.",),
         "llama-factory": (
-            f"Set stage: pt, dataset: {path.stem} and dataset_dir: {path.parent}. LLaMA-Factory {UNUSED_WEIGHT}.",
+            f"Set stage: pt, dataset: {path.stem} and dataset_dir: {path.parent}",
+            f"LLaMA-Factory {UNUSED_WEIGHT}.",
         ),
         "axolotl": (
             f"Put under datasets: {{path: {path}, ds_type: json, type: completion, field: text}}",

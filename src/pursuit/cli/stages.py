@@ -61,6 +61,9 @@ def status(*, run: Path, of: int | None = None, verify: bool = False) -> None:
         of: How many jobs share the extraction: also tells which have to be started again.
         verify: Read every shard and compare its digest.
     """
-    from pursuit.commands import print_status
+    from rich.console import Console
 
-    print_status(run, of, verify)
+    from pursuit.status import status as look
+    from pursuit.status import table
+
+    Console().print(table(look(run, of=of, verify=verify)))

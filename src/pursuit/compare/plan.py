@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pursuit.errors import SettingsError
 from pursuit.finetune.recipe import FineTune
 
 RANDOM, FULL, UNTRAINED = "random", "full", "untrained"
+OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas that separate parameters
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,21 @@ def cells(comparison: Comparison) -> list[Cell]:
 
 
 def parse_method(text: str) -> tuple[str, dict[str, str]]:
-    """"tagcos(clusters=50)" → ("tagcos", {"clusters": "50"}); the method itself checks its parameters."""
+    """"tagcos(clusters=50)" → ("tagcos", {"clusters": "50"}); the method itself checks its parameters.
+
+    A value with commas stands in quotes: 'less(quotas="exam=2,quiz=1")'.
+    """
     name, bracket, inside = text.strip().partition("(")
     if not bracket:
         return name, {}
     if not inside.endswith(")"):
         raise SettingsError(f"{text}: write parameters in brackets, tagcos(clusters=50).")
     parameters = {}
-    for assignment in filter(None, (part.strip() for part in inside[:-1].split(","))):
+    for assignment in filter(None, (part.strip() for part in OUTSIDE_QUOTES.split(inside[:-1]))):
         key, equals, value = assignment.partition("=")
         if not equals:
             raise SettingsError(f"{text}: {assignment!r} is not name=value.")
-        parameters[key.strip()] = value.strip()
+        parameters[key.strip()] = value.strip().strip('"')
     return name, parameters
 
 

@@ -13,6 +13,7 @@ from pursuit.solvers.rows import (
     map_blocks,
     pass_rows,
     rank_descending,
+    release,
     row_dots,
 )
 
@@ -98,9 +99,11 @@ class AtomPool:
         products *= norm
         return products, 2 * float(np.finfo(self.kind).eps) * (self.width + 4) * self.largest_norm * norm
 
-    def gather(self, indices: np.ndarray) -> np.ndarray:
-        """(m, d) float64 rows."""
-        return np.ascontiguousarray(self.atoms[indices], dtype=np.float64)
+    def gather(self, indices: np.ndarray, kind: type = np.float64) -> np.ndarray:
+        """(m, d) rows."""
+        rows = np.array(self.atoms[indices], dtype=kind, order="C")
+        release(self.atoms)
+        return rows
 
 
 def _first_look(rows: np.ndarray, _: int, *, target: np.ndarray, probe: np.ndarray) -> np.ndarray:

@@ -13,9 +13,9 @@ from pursuit.solvers.support import Support
 
 WATCHED = 2048  # atoms that a reading takes up, the most correlated ones
 SHARE, FEWEST = 0.4, 4  # a stage adds at most this share of the support, and may always add a few
-LARGEST_STAGE = 0.1  # of the size wanted
+LARGEST_STAGE = 0.05  # of the size wanted
 STAGE_FALL = 0.92  # a stage ends when the residual is as short as this share of what it was
-READING_FALL = 0.88  # and at this share of what it was at the last reading all atoms are looked at again
+READING_FALL = 0.82  # and at this share of what it was at the last reading all atoms are looked at again
 CHOICE, MORE = 4, 32  # candidates for each atom that may join in a stage, and some more
 SWAPPED, SWAPPED_OF_FEW = 0.05, 16  # atoms swapped in a round: this share of them, or so many (up to a quarter)
 LEAST_GAIN = 0.01  # of the residual: a round of swaps that gains less is a poor one
@@ -77,7 +77,7 @@ class Pursuit:
         with self.goal.watch("correlations"):
             atoms = pool.strongest(support.residual, self.goal.open_atoms, WATCHED)
         with self.goal.watch("candidates"):
-            return _Reading(atoms, np.ascontiguousarray(pool.atoms[atoms], pool.kind), support.norm)
+            return _Reading(atoms, pool.gather(atoms, pool.kind), support.norm)
 
     def _stage(self, support: Support, most: int, fall: float) -> int:
         """Candidates join a support until the residual is as short as a share `fall`; returns how many."""

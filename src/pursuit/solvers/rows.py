@@ -158,6 +158,7 @@ def gathered_dots(matrix: RowMatrix, indices: np.ndarray, vector: np.ndarray, me
     out = np.empty(len(indices))
     for start, stop in block_bounds(len(indices), matrix.shape[1] * 8, memory_bytes):
         out[start:stop] = row_dots(matrix[indices[start:stop]], vector)
+    release(matrix)
     return out
 
 

@@ -75,10 +75,13 @@ def weights_digest(parameters: Mapping[str, nn.Parameter]) -> str:
     return digest.hexdigest()[:16]
 
 
+IN_WORDS = {"data": "other rows", "sampled_data": "other rows", "first_weights": "other weights to begin from"}
+
+
 def made_from_other(folder: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> StoreError:
-    """The error for a folder begun with something else; names the first thing that differs."""
-    name = next(key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key))
+    """The error for a folder begun with something else; names everything that differs."""
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    told = [IN_WORDS.get(name, f"{name} = {before.get(name)!r}, not {now.get(name)!r}") for name in differing]
     return StoreError(
-        f"{folder}: this {what} was begun with {name} = {before.get(name)!r}, not {now.get(name)!r}. "
-        "Use another folder, or delete this one to start anew."
+        f"{folder}: this {what} was begun with {'; '.join(told)}. Use another folder, or delete this one to start anew."
     )
