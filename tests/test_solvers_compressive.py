@@ -236,7 +236,7 @@ def test_in_partitions_it_is_nearly_as_close_and_reads_each_partition_on_its_own
     rows = by_number.indices[: by_number.rank]
     assert by_number.residual == pytest.approx(distance(atoms, target, rows), rel=1e-6)
     assert by_number.residual <= (1.05 if goal == "target" else 1.35) * exact.residual
-    assert partitioned_pursuit(atoms, target, 60, 8, share=180).residual <= 1.1 * exact.residual
+    assert partitioned_pursuit(atoms, target, 60, 8, share=180).residual <= 1.15 * exact.residual
     whole = partitioned_pursuit(atoms, target, 60, 1)
     assert whole.residual <= 1.02 * exact.residual
 

@@ -101,7 +101,7 @@ class AtomPool:
 
     def gather(self, indices: np.ndarray, kind: type = np.float64) -> np.ndarray:
         """(m, d) rows."""
-        rows = np.array(self.atoms[indices], dtype=kind, order="C")
+        rows: np.ndarray = np.array(self.atoms[indices], dtype=kind, order="C")
         release(self.atoms)
         return rows
 
