@@ -6,6 +6,7 @@
 Every line is one store on disk that holds the same rows. Beside what float32 rows give:
 
     bytes     of `features` and `scales`, a row at one checkpoint
+    cosine    between a row and what is read of it, on average
     error     of the inner products between rows, root mean square, as a share of their own spread (standard deviation)
     rank      Spearman's correlation of these products
     tagcos, less, gtp   share of the chosen rows that are chosen from the float32 store too; in brackets what the choice
@@ -43,6 +44,7 @@ from pursuit.selectors.comparison import smallest_residual
 
 DTYPES = ("float32", "float16", "bfloat16", "int8", "bits")
 COORDINATES = 16_384  # of a gradient made here, before it is projected
+SPREADS = {"made here, coordinates of like size": 0.3, "made here, coordinates of very different size": 1.0}
 CLUSTERS = 40
 SHARD_ROWS = 512
 PAIRED = 400  # rows whose inner products are compared
@@ -60,10 +62,14 @@ class Gradients(NamedTuple):
     weights: Sequence[float]
 
 
-def made_here(rows: int, dimension: int, seed: int) -> Gradients:
-    """Gradients around centres that share a drift, with coordinates of very different size, projected with `seed`."""
+def made_here(rows: int, dimension: int, spread: float, seed: int) -> Gradients:
+    """Gradients around centres that share a drift, projected with `seed`.
+
+    Args:
+        spread: standard deviation of the logarithm of the coordinates' sizes.
+    """
     random = np.random.default_rng(0)
-    sizes = random.lognormal(sigma=1.0, size=COORDINATES).astype(np.float32)
+    sizes = random.lognormal(sigma=spread, size=COORDINATES).astype(np.float32)
     drift = random.standard_normal(COORDINATES, dtype=np.float32)
     centres = random.standard_normal((CLUSTERS, COORDINATES), dtype=np.float32) + drift
     owner = random.choice(CLUSTERS, rows, p=random.dirichlet(np.ones(CLUSTERS)))
@@ -116,11 +122,10 @@ def bytes_a_row(folder: Path, features: Features) -> float:
     return files / features.num_rows / features.num_checkpoints - 12
 
 
-def products(features: Features) -> NDArray[np.float64]:
-    """Inner products of pairs of rows at the first checkpoint."""
+def few_rows(features: Features) -> NDArray[np.float64]:
+    """Some rows at the first checkpoint, the same ones of every store."""
     chosen = np.sort(np.random.default_rng(1).permutation(features.num_rows)[:PAIRED])
-    rows = features.checkpoint(0)[chosen].astype(np.float64)
-    return (rows @ rows.T)[np.triu_indices(len(chosen), 1)]
+    return features.checkpoint(0)[chosen].astype(np.float64)
 
 
 def reading(features: Features) -> float:
@@ -166,24 +171,30 @@ def compare(title: str, gradients: Gradients, budgets: Sequence[str], other: Gra
             target = stored(place / "target", gradients.target, gradients.subtasks, gradients.weights, dtype)
             stores[dtype] = pool, target
             if dtype == "float32":
-                exact = products(pool)
+                exact = few_rows(pool)
                 print(f"\n{title}: {pool.num_rows:,} rows, d={pool.dimension:,}, {pool.num_checkpoints} checkpoints")
             size = bytes_a_row(place / "pool", pool)
-            print(f"  {dtype:<20}{differences(pool, exact)}   {size:6,.0f} bytes   read {reading(pool):.2f} ns")
+            cosine = np.einsum("nd,nd->n", few_rows(pool), exact).mean()
+            print(
+                f"  {dtype:<20}{size:6,.0f} bytes   read {reading(pool):.2f} ns   cosine {cosine:.4f}   "
+                f"{differences(pool, exact)}"
+            )
         if other is not None:
             again = Features.from_array(np.stack(other.pool, axis=1), weights=other.weights)
             goal = Features.from_array(np.stack(other.target, axis=1), weights=other.weights, sources=other.subtasks)
             stores["another projection"] = again, goal
-            print(f"  another projection  {differences(again, exact)}")
+            print(f"  {'another projection':<60}{differences(again, exact)}")
         for budget in budgets:
             compare_choices(stores, parse_budget(budget, pool.num_rows))
 
 
 def differences(pool: Features, exact: NDArray[np.float64]) -> str:
-    """How far inner products are from those of the float32 rows."""
-    found = products(pool)
-    error = np.sqrt(np.square(found - exact).mean()) / exact.std()
-    return f"error {error:7.4f}   rank {spearmanr(found, exact).statistic:.4f}"
+    """How far inner products of some rows are from those of the float32 rows."""
+    rows = few_rows(pool)
+    pairs = np.triu_indices(len(rows), 1)
+    found, wanted = (rows @ rows.T)[pairs], (exact @ exact.T)[pairs]
+    error = np.sqrt(np.square(found - wanted).mean()) / wanted.std()
+    return f"error {error:7.4f}   rank {spearmanr(found, wanted).statistic:.4f}"
 
 
 def compare_choices(stores: dict[str, tuple[Features, Features]], budget: int) -> None:
@@ -214,13 +225,14 @@ def main() -> None:
     """Print every table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a run with a target")
-    parser.add_argument("--rows", type=int, default=3_000)
+    parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--dimension", type=int, default=1_024)
     parser.add_argument("--budgets", nargs="+", default=["5%"])
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    first, second = (made_here(arguments.rows, arguments.dimension, seed) for seed in (0, 1))
-    compare("made here", first, arguments.budgets, second)
+    for title, spread in SPREADS.items():
+        first, second = (made_here(arguments.rows, arguments.dimension, spread, seed) for seed in (0, 1))
+        compare(title, first, arguments.budgets, second)
     if arguments.run.exists():
         compare(arguments.run.name, of_a_run(arguments.run), arguments.budgets, None)
 

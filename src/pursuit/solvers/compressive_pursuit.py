@@ -78,8 +78,8 @@ def compressive_pursuit(
     - A reading of all atoms takes up the 2,048 that correlate most with r.
     - Stages: of these the best candidates for r as it is now, four for each place, join one by one, each the one that
       shortens ‖r‖ most (orthogonal least squares, Chen, Billings and Luo 1989); then all weights are solved for, and
-      negative ones leave. A stage adds at most 40 % of the support and a tenth of k, and ends when ‖r‖ has fallen by
-      12 %. When ‖r‖ has fallen by a fifth since the last reading, all atoms are read again.
+      negative ones leave. A stage adds at most 40 % of the support and a twentieth of k, and ends when ‖r‖ has fallen
+      by 8 %. When ‖r‖ has fallen by 18 % since the last reading, all atoms are read again.
     - At k, up to `iterations` rounds of swaps: s = k/20 atoms join (16 for small k, a quarter at most), the s whose
       removal costs least leave, and the better support stays. After a poor round, one that gains less than 1 %, they
       leave first and others join; after two, s is halved; after 1024/k (1 to 8) it ends.
