@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from pursuit.report import AgreementData, write_report
 from pursuit.selectors import Selection, Selector, method
 from pursuit.stages import Rows, Stages
 from pursuit.warmup.plan import Plan
-
-if TYPE_CHECKING:
-    from pursuit.run import Run
 
 CHOICE = "choice.json"
 
@@ -63,27 +60,28 @@ class Choice:
 
 
 def publish_choice(
-    run: Run, choice: Choice, selector: Selector, selection: Selection, features: Features, target: Features | None,
-    keep: np.ndarray, notes: list[str], out: Path | None,
+    stages: Stages, choice: Choice, selector: Selector, selection: Selection, features: Features,
+    target: Features | None, keep: np.ndarray, notes: list[str], out: Path | None,
 ) -> Result:  # fmt: skip
     """Keep a selection in the run, and write subset, table and report."""
-    folder = run.folder.selections / choice.name(selection)
+    folder = stages.folder.selections / choice.name(selection)
     subset = out or folder / "subset.jsonl"
     selection.save(folder)
     result = publish(
-        selection, features, run.pool, subset, **_about(run, choice, selector, selection, target, keep, notes)
+        selection, features, stages.pool, subset, **_about(stages, choice, selector, selection, target, keep, notes)
     )  # fmt: skip
     write_json(folder / CHOICE, {**asdict(choice), "subset": str(subset.absolute())})
     return result
 
 
 def report_again(
-    run: Run, folder: Path, *, agreement: bool = False, price_per_hour: float | None = None, currency: str = "",
+    stages: Stages, folder: Path, *, agreement: bool = False, price_per_hour: float | None = None, currency: str = "",
     out: Path | None = None,
 ) -> Path:  # fmt: skip
     """Write the report of a selection anew.
 
     Args:
+        stages: of the run, with the selection's target.
         folder: of the selection.
         agreement: also run the method again with another seed, on single checkpoints and on halves of the projection,
             and show how much of the choice stays.
@@ -92,25 +90,25 @@ def report_again(
     """
     choice, selection = Choice.load(folder), Selection.load(folder)
     selector = method(choice.method, **choice.parameters)
-    with run.folder.locked():
-        encoded = run.stages.encode()
-        features, target = run.features_for(selector, encoded)
-        keep, notes = _kept(run, encoded, choice)
+    with stages.folder.locked():
+        encoded = stages.encode()
+        features, target = stages.features_for(selector)
+        keep, notes = _kept(stages, encoded, choice)
         # rows that were appended since are not what it was chosen from
         keep = keep & (np.arange(len(keep)) < selection.num_rows)
         data = report_data(
             selection if selection.num_rows == len(encoded) else _of_more_rows(selection, len(encoded)), features,
             chosen_table(selection, features), price_per_hour=price_per_hour, currency=currency,
             agreement=_agreement(choice, selector, selection, features, target, keep) if agreement else None,
-            **_about(run, choice, selector, selection, target, keep, notes),
+            **_about(stages, choice, selector, selection, target, keep, notes),
         )  # fmt: skip
     page = out or beside(Path(choice.subset), "report.html")
     write_report(data, page)
     return page
 
 
-def _kept(run: Run, encoded: Rows, choice: Choice) -> tuple[np.ndarray, list[str]]:
-    target_rows = run.stages.encode_target()[0].rows if run.settings.target else None
+def _kept(stages: Stages, encoded: Rows, choice: Choice) -> tuple[np.ndarray, list[str]]:
+    target_rows = stages.encode_target()[0].rows if stages.settings.target else None
     return kept_rows(encoded.rows, target_rows, drop_sources=choice.drop_sources, drop_leaks=choice.drop_leaks)
 
 
@@ -132,28 +130,28 @@ def _agreement(
 
 
 def _about(
-    run: Run, choice: Choice, selector: Selector, selection: Selection, target: Features | None, keep: np.ndarray,
+    stages: Stages, choice: Choice, selector: Selector, selection: Selection, target: Features | None, keep: np.ndarray,
     notes: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """What the report shows besides the selection itself."""
-    stages, encoded = run.stages, run.stages.encode()
+    encoded = stages.encode()
     job = {key: value for key, value in asdict(choice).items() if key not in ("seconds", "subset")}
     return {
-        "settings": {"selection": job, **run.settings.model_dump(mode="json")}, "model": run.model_name,
-        "render": lambda index: render_tokens(run.tokenizer, *encoded[index]),
-        "target": target, "render_target": _render_target(run) if target is not None else None,
+        "settings": {"selection": job, **stages.settings.model_dump(mode="json")}, "model": stages.model_name,
+        "render": lambda index: render_tokens(stages.tokenizer, *encoded[index]),
+        "target": target, "render_target": _render_target(stages) if target is not None else None,
         "keep": None if keep.all() else keep,
-        "timings": [(stage, seconds, "") for stage, seconds in run.folder.timings().items()],
-        "cost": cost_of(stages, run.folder.timings(), selector, selection, choice.seconds),
+        "timings": [(stage, seconds, "") for stage, seconds in stages.folder.timings().items()],
+        "cost": cost_of(stages, stages.folder.timings(), selector, selection, choice.seconds),
         "refused_total": len(encoded.refused),
         "refused": [(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]],
         "duplicates_in_pool": sum(len(group) - 1 for group in duplicate_groups(encoded.rows)), "warnings": notes,
     }  # fmt: skip
 
 
-def _render_target(run: Run) -> Any:
-    rows = run.stages.encode_target()[0]
-    return lambda index: render_tokens(run.tokenizer, *rows[index])
+def _render_target(stages: Stages) -> Any:
+    rows = stages.encode_target()[0]
+    return lambda index: render_tokens(stages.tokenizer, *rows[index])
 
 
 def cost_of(

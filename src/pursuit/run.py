@@ -173,7 +173,7 @@ class Run:
             for note in notes:
                 warnings.warn(note, stacklevel=2)
             count = parse_budget(budget, int(keep.sum()))
-            features, target = self.features_for(chosen, encoded)
+            features, target = self.stages.features_for(chosen)
             started = time.monotonic()
             with self.folder.timed(f"select {chosen.name}"):
                 rows = narrowed(features, keep)
@@ -183,7 +183,7 @@ class Run:
                 selection.method, dict(selection.parameters), count, seed, list(drop_sources), drop_leaks,
                 time.monotonic() - started, list(self.settings.target),
             )  # fmt: skip
-            return publish_choice(self, choice, chosen, selection, features, target, keep, notes, subset)
+            return publish_choice(self.stages, choice, chosen, selection, features, target, keep, notes, subset)
 
     def _target_rows(self, selector: Selector) -> pa.Table | None:
         """What is known of the target's rows, after a check that the method's settings fit them."""
@@ -214,18 +214,9 @@ class Run:
         wanted = Choice.load(folder).target
         run = self if wanted == list(self.settings.target) else Run(self.folder.path, target=wanted)
         return report_again(
-            run, folder, agreement=agreement, price_per_hour=price_per_hour, currency=currency,
+            run.stages, folder, agreement=agreement, price_per_hour=price_per_hour, currency=currency,
             out=None if out is None else Path(out),
         )  # fmt: skip
-
-    def features_for(self, selector: Selector, encoded: Rows) -> tuple[Features, Features | None]:
-        """What a method looks at, of the pool and of the target."""
-        wanted = selector.needs_target or (selector.uses_target and self.settings.target)
-        if not selector.needs_features:
-            return Features.without_gradients(encoded.rows), None
-        if selector.needs_embeddings:
-            return self.stages.embeddings(), self.stages.target_embeddings() if wanted else None
-        return self.stages.features(), self.stages.target_features() if wanted else None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

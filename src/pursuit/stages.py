@@ -25,6 +25,7 @@ from pursuit.parts import JoinedRows, joined_features
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
 from pursuit.run_folder import Part, RunFolder
+from pursuit.selectors import Selector
 from pursuit.settings import Settings
 from pursuit.trainable import prepare_trainable
 from pursuit.warmup import warm_up
@@ -175,6 +176,15 @@ class Stages:
             recipe = replace(self.settings.feature_recipe(), preconditioner="sgd")
             store = self._filled(folder / "features", encoded, trajectory, recipe, "target gradients")
             return store.features(encoded.rows)
+
+    def features_for(self, selector: Selector) -> tuple[Features, Features | None]:
+        """What a method looks at, of the pool and of the target."""
+        wanted = selector.needs_target or (selector.uses_target and self.settings.target)
+        if not selector.needs_features:
+            return Features.without_gradients(self.encode().rows), None
+        if selector.needs_embeddings:
+            return self.embeddings(), self.target_embeddings() if wanted else None
+        return self.features(), self.target_features() if wanted else None
 
     def encode_target(self) -> tuple[EncodedPool, Path]:
         """The target's tokens, and its folder.
