@@ -19,6 +19,7 @@ from pursuit.gradients import extract as module
 from pursuit.gradients.extract import extract
 from pursuit.recipes import Recipe
 from test_gradients import one_at_a_time, with_lora
+from tiny import tiny_model
 
 
 class Rows:
@@ -222,15 +223,33 @@ def test_a_row_that_is_not_finite_is_named(model, checkpoints, tmp_path):
             model.get_base_model().model.embed_tokens.weight[499] = 0.1
 
 
-def test_weights_used_behind_the_hooks_are_noticed(checkpoints, tmp_path):
-    from peft import LoraConfig, get_peft_model
+class UsedTwice(torch.nn.Module):
+    """A layer whose weight is also used outside of the layer, where no hook sees it."""
 
-    from tiny import tiny_model
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
 
-    config = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)  # reads lora_A and lora_B outside their modules
-    model = get_peft_model(tiny_model("llama"), config)
-    with pytest.raises(ModelError):
+    def forward(self, x):
+        return self.layer(x) + torch.nn.functional.linear(x, self.layer.weight)
+
+
+def test_weights_used_behind_the_hooks_are_noticed(tmp_path):
+    model = tiny_model("llama").requires_grad_(False)
+    attention = model.model.layers[0].self_attn
+    attention.q_proj = UsedTwice(attention.q_proj)
+    attention.q_proj.layer.weight.requires_grad_(True)
+    with pytest.raises(ModelError, match=r"differ from this model's own by \d"):
         run(model, TwoCheckpoints(model), tmp_path, EXACT)
+
+
+@pytest.mark.parametrize(("lengths", "rows"), [
+    ([2, 30, 9, 1, 8, 40], [4, 2]),  # the shortest of those with eight tokens: one or two have no gradient to compare
+    ([3, 5, 2, 5], [1, 3]),
+    ([6], [0]),
+])  # fmt: skip
+def test_the_comparison_with_autograd_looks_at_rows_that_have_a_gradient(lengths, rows):
+    assert module._telling_rows(np.asarray(lengths, dtype=np.int32)) == rows
 
 
 @given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), budget=st.integers(1, 120))

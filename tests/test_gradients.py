@@ -89,6 +89,17 @@ def test_biases_are_captured(kind):
     assert relative_error(example_gradients(model, batch_of(rows)), one_at_a_time(model, rows)) <= 1e-5
 
 
+def test_dora_gradients_equal_autograd():
+    """Its magnitudes scale what LoRA adds, outside of the layers that hold A and B."""
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_dora=True))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert any("magnitude" in name for name in trainable_parameters(model))
+    rows = random_examples([5, 17, 9])
+    assert relative_error(example_gradients(model, batch_of(rows)), one_at_a_time(model, rows)) <= 1e-5
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_all_weights_of_the_model_itself(kind, tied):
