@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
-from experiments.textgames.facts import chosen_facts, comparison_facts, machine
+from experiments.textgames.facts import chosen_facts
 from experiments.textgames.table import write_table
 from pursuit import Run
 from pursuit.compare import Comparison, compare
@@ -84,8 +85,8 @@ def main(
         _select_for_its_curve(run, text)
     record = {
         "machine": machine(), "versions": versions(), "seeds": list(range(seeds)),
-        "cpu_seconds": _counted(out / COUNTED, time.process_time() - before), "data": read_json(data / "about.json"),
-        "pool_sha256": sha256_file(data / "pool.jsonl"),
+        "cpu_seconds": counted_seconds(out / COUNTED, time.process_time() - before),
+        "data": read_json(data / "about.json"), "pool_sha256": sha256_file(data / "pool.jsonl"),
         "kinds": list(KINDS), "targets": list(TARGETS), "first_training": asdict(FIRST_TRAINING),
         "training": asdict(TRAINING), "run": RUN, "stage_seconds": read_json(run.folder.path / "timings.json"),
         "comparisons": found, "chosen": chosen_facts(run, data),
@@ -100,12 +101,6 @@ def _select_for_its_curve(run: Run, text: str) -> None:
     for in_domain in (False, True):
         run.select(method(name, **parameters, in_domain=in_domain), "5%", seed=0)
 
-
-def _counted(path: Path, seconds: float) -> float:
-    """CPU seconds of this process, and of those before it that filled the folder."""
-    total = seconds + (read_json(path)["seconds"] if path.exists() else 0.0)
-    write_json(path, {"seconds": total})
-    return round(total, 1)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from experiments.records import Record, markdown_table, score_table
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
 TITLES = {"targeted": "Targeted at three kinds of games", "in-domain": "In-domain, all kinds", "played": "Playing"}
-Record = Mapping[str, Any]
 
 
 def write_table(record: Record, path: Path) -> str:
@@ -22,7 +21,7 @@ def write_table(record: Record, path: Path) -> str:
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
     for name, comparison in record["comparisons"].items():
         parts += [f"## {TITLES[name]}", f"Held out: {comparison['evaluation']}."]
-        parts += [_scores(metric, found) for metric, found in comparison["metrics"].items()]
+        parts += [score_table(metric, found) for metric, found in comparison["metrics"].items()]
         parts += [f"Failed: {name}: {why}" for name, why in comparison["failed"]]
     parts += ["## What was chosen", _chosen(record["chosen"]), "## Residual", _residuals(record["chosen"])]
     text = "\n\n".join(parts) + "\n"
@@ -49,21 +48,6 @@ def _about(record: Record) -> str:
     )
 
 
-def _scores(metric: str, found: Record) -> str:
-    families = list(dict.fromkeys(name for one in found["methods"] for name in one["families"]))
-    lines = [
-        ["", "rows", f"**{metric}**", "to random", "gain kept", *families],
-        ["first model", "0", f"{found['untrained']:.3f}", "", "", *[""] * len(families)],
-    ]
-    for one in sorted(found["methods"], key=lambda one: one["rows"]):
-        kept = one["gain_kept"]
-        lines.append([
-            one["method"], f"{one['rows']:,}", _spread(one["score"]), _spread(one["to_random"], sign=True),
-            "" if kept is None else f"{kept:.0%}", *(f"{one['families'][name]:.3f}" for name in families),
-        ])  # fmt: skip
-    return _table(lines)
-
-
 def _chosen(chosen: list[Record]) -> str:
     alike: dict[tuple[str, ...], list[Record]] = {}
     what: tuple[str, ...]
@@ -77,7 +61,7 @@ def _chosen(chosen: list[Record]) -> str:
         seconds = [one["seconds"] for one in ones if "seconds" in one]
         lines.append([*what, seeds, f"{sum(seconds) / len(seconds):.2f}" if seconds else ""])
     return (
-        _table(lines)
+        markdown_table(lines)
         + "\n\n*Said before*: rows with the prompt and answer of a row that was chosen too. Seconds are wall time on a "
         "busy machine, without the gradients."
     )
@@ -94,7 +78,7 @@ def _residuals(chosen: list[Record]) -> str:
     lines = [["goal", "method", "rows", "curve", "residual by iteration (first, quarters, last)"]]
     for row in _curves(chosen):
         lines.append(row)
-    return _table(lines) + "\n\nRelative to the goal's length; every iteration is in `textgames.json`."
+    return markdown_table(lines) + "\n\nRelative to the goal's length; every iteration is in `textgames.json`."
 
 
 def _curves(chosen: list[Record]) -> Iterator[list[str]]:
@@ -106,17 +90,3 @@ def _curves(chosen: list[Record]) -> Iterator[list[str]]:
             places = sorted({round(share * (len(values) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
             numbers = ", ".join(f"{values[place]:.3f}" for place in places)
             yield [goal, _name(one), f"{one['rows']:,}", curve, numbers]
-
-
-def _spread(value: list[float | None] | None, sign: bool = False) -> str:
-    if value is None:
-        return ""
-    mean, low, high = value
-    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
-    return text if low is None or high is None else f"{text} ± {(high - low) / 2:.3f}"
-
-
-def _table(lines: list[list[str]]) -> str:
-    head, *rest = lines
-    marks = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *rest])

@@ -1,0 +1,91 @@
+"""What every experiment writes down: scores as plain values, what it ran on, and both as tables of Markdown."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pursuit.compare import Compared
+from pursuit.files import read_json, write_json
+from pursuit.report.comparison import Interval, MethodScore
+
+Record = Mapping[str, Any]
+
+
+def comparison_facts(compared: Compared) -> dict[str, Any]:
+    """Means, intervals and families of each metric; and every training on its own."""
+    metrics = {}
+    for block in compared.data.metrics:
+        scores = [*block.scores, *([block.full] if block.full is not None else [])]
+        metrics[block.name] = {"untrained": block.untrained, "methods": [_score(found) for found in scores]}
+    return {
+        "evaluation": compared.data.evaluation, "failed": [list(pair) for pair in compared.data.failed],
+        "metrics": metrics, "trainings": compared.runs.to_pylist(),
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"), "system": platform.system(),
+    }  # fmt: skip
+
+
+def counted_seconds(path: Path, seconds: float) -> float:
+    """CPU seconds of this process, and of those before it that filled the folder."""
+    total = seconds + (read_json(path)["seconds"] if path.exists() else 0.0)
+    write_json(path, {"seconds": total})
+    return round(total, 1)
+
+
+def score_table(metric: str, found: Record) -> str:
+    """A row a method and budget: mean and interval, difference to random, share of the gain, each family."""
+    families = list(dict.fromkeys(name for one in found["methods"] for name in one["families"]))
+    lines = [
+        ["", "rows", f"**{metric}**", "to random", "gain kept", *families],
+        ["first model", "0", f"{found['untrained']:.3f}", "", "", *[""] * len(families)],
+    ]
+    for one in sorted(found["methods"], key=lambda one: one["rows"]):
+        kept = one["gain_kept"]
+        lines.append([
+            one["method"], f"{one['rows']:,}", spread(one["score"]), spread(one["to_random"], sign=True),
+            "" if kept is None else f"{kept:.0%}", *(f"{one['families'][name]:.3f}" for name in families),
+        ])  # fmt: skip
+    return markdown_table(lines)
+
+
+def spread(value: list[float | None] | None, sign: bool = False) -> str:
+    """Mean ± half of the interval."""
+    if value is None:
+        return ""
+    mean, low, high = value
+    text = f"{mean:+.3f}" if sign else f"{mean:.3f}"
+    return text if low is None or high is None else f"{text} ± {(high - low) / 2:.3f}"
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the head."""
+    head, *rest = lines
+    marks = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *rest])
+
+
+def _score(found: MethodScore) -> dict[str, Any]:
+    return {
+        "method": found.method, "rows": found.rows, "seeds": found.seeds, "score": _interval(found.score),
+        "to_random": None if found.to_random is None else _interval(found.to_random), "gain_kept": found.gain_kept,
+        "selection_seconds": found.selection_seconds, "training_seconds": found.training_seconds,
+        "families": dict(found.families),
+    }  # fmt: skip
+
+
+def _interval(value: Interval) -> list[float | None]:
+    return [None if math.isnan(number) else number for number in value]
