@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.plots import score_chart
 from experiments.records import Record, markdown_table, score_table
 from pursuit.files import write_text
 
@@ -11,13 +12,16 @@ EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent /
 
 
 def write_table(record: Record, path: Path) -> str:
-    """Write the page; the text of it."""
+    """Write the page, and its chart beside it; the text of the page."""
     comparison = record["comparison"]
     parts = ["# The mixed pool, in small", _about(record), "## Expected", EXPECTED.read_text(encoding="utf-8").strip()]
     if FOUND.exists():
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
     parts += ["## Scores", f"Held out: {comparison['evaluation']}. Loss in nats a token, lower is better."]
-    parts += [score_table(metric, found) for metric, found in comparison["metrics"].items()]
+    for metric, found in comparison["metrics"].items():
+        chart = path.with_name(f"{path.stem}-{metric}.svg")
+        score_chart(metric, found, chart)
+        parts += [score_table(metric, found), f"![{metric} by method]({chart.name})"]
     parts += [f"Failed: {name}: {why}" for name, why in comparison["failed"]]
     parts += ["## What was chosen", _chosen(record["chosen"]), "## Cost", _cost(record)]
     text = "\n\n".join(parts) + "\n"

@@ -26,11 +26,11 @@ from pursuit.selectors import method
 
 app = App(name="experiments.textgames", help=__doc__)
 TRAINING = FineTune(
-    max_steps=24, batch_size=16, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=1024
+    max_steps=48, batch_size=16, learning_rate=2e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=1024
 )
 RUN: dict[str, Any] = {
     "weights": ["*"], "max_length": 512, "device": "cpu", "dtype": "float32",
-    "warmup": {"checkpoint_steps": [8, 16], "epochs": 1, "sample": 256, "learning_rate": 1e-3, "batch_size": 16,
+    "warmup": {"checkpoint_steps": [8, 16], "epochs": 1, "sample": 256, "learning_rate": 2e-3, "batch_size": 16,
                "micro_batch_tokens": 1024},
     "features": {"dimension": 2048, "batch_tokens": 1024},
 }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.plots import curve_chart, score_chart
 from experiments.records import Record, markdown_table, score_table
 from pursuit.files import write_text
 
@@ -13,7 +14,7 @@ TITLES = {"targeted": "Targeted at three kinds of games", "in-domain": "In-domai
 
 
 def write_table(record: Record, path: Path) -> str:
-    """Write the page; the text of it."""
+    """Write the page, and its charts beside it; the text of the page."""
     parts = [
         "# Text games, in small", _about(record), "## Expected", EXPECTED.read_text(encoding="utf-8").strip(),
     ]  # fmt: skip
@@ -21,9 +22,15 @@ def write_table(record: Record, path: Path) -> str:
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
     for name, comparison in record["comparisons"].items():
         parts += [f"## {TITLES[name]}", f"Held out: {comparison['evaluation']}."]
-        parts += [score_table(metric, found) for metric, found in comparison["metrics"].items()]
+        for metric, found in comparison["metrics"].items():
+            chart = path.with_name(f"{path.stem}-{name}-{metric}.svg")
+            score_chart(metric, found, chart)
+            parts += [score_table(metric, found), f"![{metric} by method]({chart.name})"]
         parts += [f"Failed: {name}: {why}" for name, why in comparison["failed"]]
     parts += ["## What was chosen", _chosen(record["chosen"]), "## Residual", _residuals(record["chosen"])]
+    chart = path.with_name(f"{path.stem}-residual.svg")
+    curve_chart("Residual by iteration, towards the targets", _drawn(record["chosen"]), chart)
+    parts.append(f"![Residual by iteration]({chart.name})")
     text = "\n\n".join(parts) + "\n"
     write_text(path, text)
     return text
@@ -79,6 +86,13 @@ def _residuals(chosen: list[Record]) -> str:
     for row in _curves(chosen):
         lines.append(row)
     return markdown_table(lines) + "\n\nRelative to the goal's length; every iteration is in `textgames.json`."
+
+
+def _drawn(chosen: list[Record]) -> list[tuple[str, list[float]]]:
+    """What follows the targets at the larger budget."""
+    mine = [one for one in chosen if one.get("residuals") and one["seed"] == 0 and not one["in_domain"]]
+    largest = max(one["rows"] for one in mine)
+    return [(_name(one), next(iter(one["residuals"].values()))) for one in mine if one["rows"] == largest]
 
 
 def _curves(chosen: list[Record]) -> Iterator[list[str]]:
