@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.records import Record
 from pursuit.files import write_text
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 720, 230, 30, 12, 22, 46
+WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 720, 230, 60, 12, 22, 46
 INK, MUTED, CHOSEN = "#777", "#999", "#2f7ed8"  # legible on white and on black
 LINES = ("#2f7ed8", "#d8862f", "#3a9d5d", "#b04fb0", "#888888")
 FONT = 'font-family="sans-serif" font-size="12"'

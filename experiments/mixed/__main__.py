@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,7 @@ def main(
     run = Run(
         out / "run", **RUN, model=str(fetch_model()), pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl")
     )
-    rounds = [(FIRST, count) for count in range(1, seeds + 1)]
-    rounds += [(FIRST + OTHERS, count) for count in range(1, seeds + 1)]
-    for methods, count in rounds:
+    for methods, count in product((FIRST, FIRST + OTHERS), range(1, seeds + 1)):
         started = time.process_time()
         say(f"{count} of {seeds} seeds: {', '.join(methods)}")
         comparison = Comparison(
