@@ -26,7 +26,7 @@ from pursuit.selectors import method
 
 app = App(name="experiments.textgames", help=__doc__)
 TRAINING = FineTune(
-    max_steps=48, batch_size=16, learning_rate=2e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=1024
+    max_steps=32, batch_size=16, learning_rate=2e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=1024
 )
 RUN: dict[str, Any] = {
     "weights": ["*"], "max_length": 512, "device": "cpu", "dtype": "float32",
