@@ -112,7 +112,7 @@ def test_the_moment_of_a_frozen_head_is_that_of_the_mean_gradient_of_all_chosen_
     head, parts, tokens, total = find_head(model), [], 0, torch.zeros(VOCABULARY, 32)
     for batch in batches:
         with undisturbed(model):
-            found = labelled_hidden(model, batch)
+            found, _ = labelled_hidden(model, batch)
         scores = scores_of(model, batch, chunk)
         parts.append((found, scores.normalisers))
         for row, count in enumerate(found.counts):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class FineTuneRecorder(Recorder):
         self.examples, self.tokens = record.get("examples", 0), record.get("tokens", 0)
         self.learnt_tokens, self.seconds_before = record.get("learnt_tokens", 0), record.get("seconds", 0.0)
         self.begun = time.monotonic()
+        self.figures: Mapping[str, float] = {}
         self._cut_log()
 
     @property
@@ -107,6 +108,9 @@ class FineTuneRecorder(Recorder):
         self.tokens += tokens
         self.learnt_tokens += learnt_tokens
 
+    def chosen(self, figures: Mapping[str, float]) -> None:
+        self.figures = figures
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.begun_at + 1:  # rather now than after an hour
             optimizer_state(kwargs["optimizer"], trainable_parameters(kwargs["model"]))
@@ -115,6 +119,8 @@ class FineTuneRecorder(Recorder):
             "loss": self.losses[-1], "learning_rate": self.learning_rates[-1], "examples": self.examples,
             "tokens": self.tokens, "seconds": round(self.seconds, 3),
         }  # fmt: skip
+        if self.figures:
+            line["batch_selection"] = {name: float(f"{value:.6g}") for name, value in self.figures.items()}
         with open(self.folder / LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         super().on_step_end(args, state, control, **kwargs)

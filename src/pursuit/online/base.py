@@ -126,6 +126,7 @@ class BatchSelector(BaseModel, ABC):
     _calls: int = PrivateAttr(0)
     _done: tuple[int, int] | None = PrivateAttr(None)  # (steps done, steps in all), told by a trainer
     _last: Choice | None = PrivateAttr(None)
+    _at_once: int | None = PrivateAttr(None)  # of this call
     _said_dropped: bool = PrivateAttr(False)
     _flops: tuple[int, ModelFlops] | None = PrivateAttr(None)  # (id of the model, its counts)
 
@@ -150,7 +151,7 @@ class BatchSelector(BaseModel, ABC):
         """Whether `observe` has anything to learn from."""
         return False
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], *, at_once: int | None = None) -> Tensor:
         """Choose which candidates to train on.
 
         Args:
@@ -158,6 +159,8 @@ class BatchSelector(BaseModel, ABC):
                 all random states, are the same afterwards.
             batch: `input_ids` and `labels` (B, T), `attention_mask` where there is padding, and whatever else the model
                 takes; `example_ids` (B,) for selectors with `needs_ids`. One example a row.
+            at_once: padded tokens that go through the model at once where candidates are scored, those of like length
+                together; all of the batch, as it is, if not given. Changes scores by rounding only.
 
         Returns:
             (n,) int64 indices in ascending order, on the batch's device; n = (1 − α) B rounded half up, at least 1, and
@@ -172,6 +175,7 @@ class BatchSelector(BaseModel, ABC):
         size = check_batch(batch)
         rate = self.rate()
         ids = self._ids(batch, size)
+        self._at_once = at_once
         choice = self._choose(model, batch, rate, ids) if self._drops(size, rate) else Choice(np.arange(size))
         choice.size = size
         self._count_flops(model, batch, choice)

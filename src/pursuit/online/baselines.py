@@ -61,7 +61,7 @@ class HardestBatch(BatchSelector):
         self._scorer = Scorer(None, 0, self.seed, self.chunk, self.score_dtype, None)
 
     def _choose(self, model: nn.Module, batch: Mapping[str, Any], rate: float, ids: np.ndarray | None) -> Choice:
-        scores = self._scorer(model, batch, find_head(model))
+        scores = self._scorer(model, batch, find_head(model), at_once=self._at_once)
         losses = scores.losses
         dropped = int(np.isinf(losses).sum())
         self._note_dropped(dropped, len(losses))

@@ -77,12 +77,20 @@ def _trimmed(part: dict[str, Any], length: int) -> dict[str, Any]:
     mask = part.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return part
-    used = ((mask != 0) | (part["labels"] != IGNORED)).any(dim=0).nonzero()
-    needed = int(used[-1]) + 1 if len(used) else length
+    needed = int(used_lengths(part).max()) or length
     if needed == length:
         return part
     columns = {name for name, value in part.items() if isinstance(value, Tensor) and value.shape[1:2] == (length,)}
     return {name: value[:, :needed] if name in columns else value for name, value in part.items()}
+
+
+def used_lengths(batch: Mapping[str, Any]) -> np.ndarray:
+    """(B,) columns of each example up to its last that is neither padding nor without a label."""
+    mask, length = batch.get("attention_mask"), batch["input_ids"].shape[1]
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return np.full(len(batch["input_ids"]), length)
+    used = (mask != 0) | (batch["labels"] != IGNORED)
+    return (used * torch.arange(1, length + 1, device=used.device)).amax(dim=1).cpu().numpy()
 
 
 def kept_count(size: int, rate: float) -> int:

@@ -143,7 +143,7 @@ class OptBatch(BatchSelector):
         head = find_head(model)
         keep_rows = self.observes and self.moment == "examples"
         scales = self._moment.scales(self.eps, head.weight.device)
-        return self._scorer(model, take(batch, stale), head, scales, keep_rows)
+        return self._scorer(model, take(batch, stale), head, scales, keep_rows, self._at_once)
 
     def _remembered(self, ids: np.ndarray, stale: np.ndarray, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         """Losses and features of all candidates, those just scored and those of earlier visits.

@@ -69,7 +69,7 @@ class Scorer:
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Any], head: Head, scales: Tensor | None = None,
-        keep_rows: bool = False,
+        keep_rows: bool = False, at_once: int | None = None,
     ) -> Scores:  # fmt: skip
         """Score all candidates of `batch`.
 
@@ -77,11 +77,12 @@ class Scorer:
             head: the model's.
             scales: (V,) divisors of the gradient's rows; none without.
             keep_rows: leave the squares of the gradients' rows too, s · V numbers.
+            at_once: padded tokens through the model at once; all if not given.
         """
         device = head.weight.device
         with undisturbed(model), precision(device, self.dtype):
             self._check(model, head, batch)
-            tokens = labelled_hidden(model, batch, self.exit_layer)
+            tokens, passed = labelled_hidden(model, batch, self.exit_layer, at_once)
             features, squares = self._tables(head, tokens, keep_rows)
 
             def visit(example: int, norms: Tensor) -> None:
@@ -100,7 +101,7 @@ class Scorer:
         losses = np.where(has_label & ~np.isfinite(losses), np.inf, losses)
         return Scores(
             losses, np.zeros((len(losses), 0), np.float32) if features is None else features.cpu().numpy(),
-            tokens, found.normalisers, squares, batch["input_ids"].numel(), self._share(model),
+            tokens, found.normalisers, squares, passed, self._share(model),
             _norm_flops(head, tokens) if wanted else 0.0,
         )  # fmt: skip
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pursuit.batches import IGNORED
+from pursuit.batches import IGNORED, plan_batches
 from pursuit.errors import ModelError, SettingsError
+from pursuit.online.batch import take, used_lengths
 from pursuit.online.head import head_module, language_model, unwrap
 
 EXAMPLE_IDS = "example_ids"  # key of a batch: which row of the data set each candidate is
@@ -42,6 +44,14 @@ class Labelled:
             torch.cat([hidden[i] for i in examples]), torch.cat([targets[i] for i in examples]),
             [self.counts[i] for i in examples],
         )  # fmt: skip
+
+
+def joined(parts: list[Labelled]) -> Labelled:
+    """One after the other."""
+    return Labelled(
+        torch.cat([part.hidden for part in parts]), torch.cat([part.targets for part in parts]),
+        [count for part in parts for count in part.counts],
+    )  # fmt: skip
 
 
 class _Reached(Exception):
@@ -99,7 +109,9 @@ def first_layers(model: nn.Module, count: int | None) -> Iterator[None]:
     raise SettingsError(f"exit_layer: the {total} layers of {type(base).__name__} are not one list. Leave it out.")
 
 
-def labelled_hidden(model: nn.Module, batch: Mapping[str, Any], exit_layer: int | None = None) -> Labelled:
+def labelled_hidden(
+    model: nn.Module, batch: Mapping[str, Any], exit_layer: int | None = None, at_once: int | None = None
+) -> tuple[Labelled, int]:
     """Run the model up to its head; call it within `undisturbed`.
 
     The inputs are those of the batch, as training would pass them, so the losses are those that training would see with
@@ -108,11 +120,26 @@ def labelled_hidden(model: nn.Module, batch: Mapping[str, Any], exit_layer: int 
     Args:
         batch: `input_ids` and `labels` (B, T), and whatever else the model takes.
         exit_layer: how many layers to run; all without.
+        at_once: padded tokens that go through the model at once; all if not given.
+
+    Returns:
+        What the scores are made from, and how many tokens went through the model, padding included.
     """
-    inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
-    if "use_cache" in inspect.signature(type(language_model(model)).forward).parameters:
-        inputs["use_cache"] = False
-    return labelled(_input_of_head(model, inputs, exit_layer), batch["labels"])
+    every = list(range(len(batch["input_ids"])))
+    groups = [every] if at_once is None else plan_batches(every, used_lengths(batch), at_once)
+    groups = [sorted(group) for group in groups]
+    found, passed = [], 0
+    for group in groups:
+        part = take(batch, np.array(group))
+        inputs = {name: value for name, value in part.items() if name not in NOT_FOR_THE_MODEL}
+        if "use_cache" in inspect.signature(type(language_model(model)).forward).parameters:
+            inputs["use_cache"] = False
+        found.append(labelled(_input_of_head(model, inputs, exit_layer), part["labels"]))
+        passed += part["input_ids"].numel()
+    if len(groups) == 1:
+        return found[0], passed
+    order = [example for group in groups for example in group]
+    return joined(found).of(np.argsort(order).tolist()), passed
 
 
 def labelled(hidden: Tensor, labels: Tensor) -> Labelled:

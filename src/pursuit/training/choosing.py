@@ -18,7 +18,7 @@ class BatchSelection(Protocol):
 
     @property
     def last(self) -> Any: ...
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any], /) -> Tensor: ...
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any], /, *, at_once: int | None = None) -> Tensor: ...
     def observe(self, model: nn.Module) -> None: ...
     def at(self, step: int, total: int) -> None: ...
     def reset(self) -> None: ...
@@ -49,18 +49,20 @@ class Chosen:
 
 
 def choose(
-    selection: BatchSelection, model: nn.Module, encoded: EncodedRows, rows: np.ndarray, weights: np.ndarray | None
-) -> Chosen:
+    selection: BatchSelection, model: nn.Module, encoded: EncodedRows, rows: np.ndarray, weights: np.ndarray | None,
+    at_once: int,
+) -> Chosen:  # fmt: skip
     """The part of a step's rows that is trained on.
 
     Where the selector weighs rows, it makes up for those it left out: the loss is a mean over all candidates' tokens.
 
     Args:
         weights: (len(encoded),) factors of the losses.
+        at_once: padded tokens that go through the model at once.
     """
     batch: dict[str, Any] = collate(encoded, rows, next(model.parameters()).device)
     batch["example_ids"] = torch.from_numpy(rows)
-    kept = selection(model, batch).cpu().numpy()
+    kept = selection(model, batch, at_once=at_once).cpu().numpy()
     factors = None if weights is None else weights[rows[kept]]
     of_selector = selection.last.weights
     if of_selector is None:

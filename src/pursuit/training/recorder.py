@@ -49,6 +49,9 @@ class Recorder(TrainerCallback, ABC):
     def trained_on(self, examples: int, tokens: int, learnt_tokens: int) -> None:
         """Told at each step what went into it: rows, their tokens without padding, and those that are learnt."""
 
+    def chosen(self, figures: Mapping[str, float]) -> None:
+        """Told at each step what the batch selector did, where there is one."""
+
     def keeps(self, step: int) -> bool:
         """Whether a checkpoint is written after this step, however long ago the last one was."""
         return False

@@ -156,10 +156,11 @@ class PlannedTrainer(Trainer):
         """Gradient of the mean loss over the response tokens of one batch; halves micro batches if memory runs out."""
         step = self.state.global_step
         model.train()
-        chosen = self._chosen(model, inputs["rows"].numpy())
+        chosen: Chosen | None = None
         while True:
-            _seed_step(self.task.settings.seed, step)
             try:
+                chosen = chosen or self._chosen(model, inputs["rows"].numpy())
+                _seed_step(self.task.settings.seed, step)
                 loss = self._accumulate(model, chosen)
                 break
             except RuntimeError as error:
@@ -181,8 +182,12 @@ class PlannedTrainer(Trainer):
         if selection is None:
             return Chosen(rows, None if task.weights is None else task.weights[rows])
         selection.at(self.state.global_step, task.plan.last_step)
+        at_once, longest = self.recorder.micro_batch_tokens, int(task.encoded.lengths[rows].max())
+        self.shape = (min(len(rows), max(1, at_once // longest)), longest)
         with self.precision():
-            return choose(selection, model, task.encoded, rows, task.weights)
+            chosen = choose(selection, model, task.encoded, rows, task.weights, at_once)
+        self.recorder.chosen(selection.last.figures())
+        return chosen
 
     def _accumulate(self, model: nn.Module, chosen: Chosen) -> float:
         """Σ w_i ℓ_it / n, over all response tokens t of all rows i of the step, n of them."""
