@@ -27,6 +27,7 @@ from pursuit.report import (
     terminal_summary,
 )
 from pursuit.report.comparison import CompareData, Interval, MethodScore, MetricScores
+from pursuit.report.online import OnlineData
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 LIBRARY = re.compile(r'(?<=<script type="text/plain" id="plotly">)[A-Za-z0-9+/=]*')
@@ -209,3 +210,18 @@ def terminal(data: ReportData, width: int = 100) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(terminal_summary(data))
     return console.export_text()
+
+
+def make_online(steps: int = 10, **changes: Any) -> OnlineData:
+    return OnlineData(**{
+        "title": "a training", "selector": "optbatch", "model": "tiny-llama", "settings": {"prune": 0.5},
+        "versions": {"torch": "2.13.0"}, "steps": [
+            {
+                "step": step + 1, "candidates": 8, "kept": 4, "kept_stratum_0": 1, "kept_stratum_1": 3,
+                "candidate_loss": 3.0 - step / 10, "kept_loss": 4.0 - step / 10, "spread": 0.5, "seconds": 0.25,
+                "step_seconds": 1.0, "flops_spent": 80.0, "flops_saved": 20.0, "dropped": 0,
+            }
+            for step in range(steps)
+        ],
+        **changes,
+    })  # fmt: skip

@@ -22,6 +22,7 @@ from pursuit.finetune import FineTune, Finetuned, finetune
 from pursuit.finetune.command import Source, run_finetune
 from pursuit.models import load_model, prepare_trainable
 from pursuit.selectors import Selection
+from report_pages import embedded
 from test_run import write_rows
 from tiny import tiny_model, tiny_tokenizer
 
@@ -145,6 +146,12 @@ def test_batches_are_chosen_from(place: Path, tmp_path: Path) -> None:
             *QUICK, "--online", "optbatch", "--prune", 0.5, "--param", "strata=2")  # fmt: skip
     assert Finetuned.load(tmp_path).examples == 24  # half of two epochs
     assert record(tmp_path)["batch_selection"]["strata"] == 2
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    drawn = embedded((tmp_path / "batch_selection.html").read_text(), "figures")
+    assert drawn["losses"]["data"][1]["y"] == pytest.approx(
+        [line["batch_selection"]["kept_loss"] for line in log], rel=1e-3
+    )
+    assert {"strata", "spread", "seconds", "flops"} < set(drawn)
 
 
 def test_a_finished_one_does_not_load_the_model_again(

@@ -11,8 +11,9 @@ import pytest
 
 from pursuit.report import write_report
 from pursuit.report.comparison import write_comparison
+from pursuit.report.online import write_online
 from report_browser import CONTRAST, FOCUS, Browser, installed
-from report_pages import HOSTILE, features_only, hostile_data, make_comparison, make_data
+from report_pages import HOSTILE, features_only, hostile_data, make_comparison, make_data, make_online
 
 pytestmark = pytest.mark.skipif(installed() is None, reason="no Chromium is installed")
 
@@ -27,17 +28,18 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    names = ("report", "comparison", "features", "hostile", "hostile-comparison")
+    names = ("report", "comparison", "online", "features", "hostile", "hostile-comparison")
     found = {name: folder / f"{name}.html" for name in names}
     write_report(make_data(), found["report"])
     write_report(features_only(), found["features"])
     write_report(hostile_data(HOSTILE), found["hostile"])
     write_comparison(make_comparison(), found["comparison"])
+    write_online(make_online(), found["online"])
     write_comparison(make_comparison(HOSTILE), found["hostile-comparison"])
     return found
 
 
-@pytest.mark.parametrize("name", ["report", "comparison", "features", "hostile", "hostile-comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "online", "features", "hostile", "hostile-comparison"])
 def test_it_opens_without_an_error_or_a_request_and_draws_every_chart(browser, pages, name):
     browser.open(pages[name])
     assert browser.trouble() == []
@@ -100,7 +102,7 @@ def test_examples_are_searched_and_turned_by_page(browser, pages):
     assert wanted in browser.js("document.querySelector('#browse-list article').textContent")
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "online"])
 def test_the_keyboard_reaches_everything_in_order_and_shows_where_it_is(browser, pages, name):
     browser.open(pages[name])
     reachable = browser.js("""
@@ -119,7 +121,7 @@ def test_the_keyboard_reaches_everything_in_order_and_shows_where_it_is(browser,
         assert min(item["wide"], item["high"]) > 5, item
 
 
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "online"])
 def test_everything_that_a_screen_reader_announces_has_a_name(browser, pages, name):
     browser.open(pages[name])
     named = {"link", "button", "textbox", "searchbox", "combobox", "region", "table", "heading", "search", "navigation"}
@@ -136,14 +138,14 @@ def test_everything_that_a_screen_reader_announces_has_a_name(browser, pages, na
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "online"])
 def test_every_text_has_enough_contrast(browser, pages, name, dark):
     browser.open(pages[name], dark=dark)
     browser.js("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
     assert browser.js(CONTRAST) == []
 
 
-@pytest.mark.parametrize("name", ["report", "comparison", "features"])
+@pytest.mark.parametrize("name", ["report", "comparison", "online", "features"])
 def test_a_narrow_window_needs_no_sideways_scrolling(browser, pages, name):
     browser.open(pages[name], width=380)
     browser.js("document.querySelectorAll('details').forEach((e) => { e.open = true; })")

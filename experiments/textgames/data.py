@@ -91,7 +91,7 @@ def planted(rows: list[Row], sizes: Sizes, random: np.random.Generator) -> list[
     return [pool[place] for place in random.permutation(len(pool))]
 
 
-def first_model(data: Path, folder: Path, max_length: int) -> Path:
+def first_model(data: Path, folder: Path, max_length: int, recipe: FineTune = FIRST_TRAINING) -> Path:
     """The 0.9-million-weight Llama, trained briefly on steps of all kinds; skipped where it stands."""
     policy = folder / "policy"
     if not (policy / "config.json").exists():
@@ -100,7 +100,7 @@ def first_model(data: Path, folder: Path, max_length: int) -> Path:
     rows = encode_pool(Pool([str(data / "first.jsonl")]), Encoder(tokenizer, max_length=max_length), folder / "encoded")
     torch.manual_seed(0)
     model = prepare_trainable(load_model(str(policy), dtype="float32", device="cpu"), weights=["*"])
-    return finetune(model, rows, folder / "model", FIRST_TRAINING, tokenizer=tokenizer).folder
+    return finetune(model, rows, folder / "model", recipe, tokenizer=tokenizer).folder
 
 
 def planted_in(data: Path) -> list[Mapping[str, str]]:

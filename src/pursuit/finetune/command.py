@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pursuit.encoding import Encoder, encode_pool
 from pursuit.errors import DataError, RunError, SettingsError
 from pursuit.export import beside
 from pursuit.finetune.recipe import FineTune
-from pursuit.finetune.result import Finetuned
+from pursuit.finetune.result import Finetuned, read_record
 from pursuit.finetune.run import check_optimizer, finetune, finished
 from pursuit.models import load_model, load_tokenizer, model_fingerprint, settled_dtype
 from pursuit.pool import Pool
@@ -93,10 +94,11 @@ def run_finetune(
         if done is None:
             model = _model(settings, dtype)
             done = finetune(model, rows.encoded, out, recipe, tokenizer=tokenizer, **job)
-    show(done, _model_name(settings))
+    page = None if chooser is None else _online_page(done, chooser, _model_name(settings))
+    show(done, _model_name(settings), page)
 
 
-def show(done: Finetuned, base: str) -> None:
+def show(done: Finetuned, base: str, page: Path | None = None) -> None:
     """What was trained, what it took, and how to load it."""
     output = Console()
     few = max(1, min(5, done.steps // 2))
@@ -110,6 +112,25 @@ def show(done: Finetuned, base: str) -> None:
     kind = f"adapter for {base}" if done.adapter else "a whole model"
     output.print(Text.assemble(("model   ", "bold"), f"{done.folder} ({kind})"), soft_wrap=True)
     output.print(Text.assemble(("log     ", "bold"), str(done.folder / "log.jsonl")), soft_wrap=True)
+    if page is not None:
+        output.print(Text.assemble(("report  ", "bold"), str(page)), soft_wrap=True)
+
+
+def _online_page(done: Finetuned, chooser: BatchSelector, base: str) -> Path:
+    """Draw what was chosen, from the log, beside it."""
+    from pursuit.report.online import OnlineData, logged_steps, write_online
+
+    lines = (done.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    path = done.folder / "batch_selection.html"
+    record = read_record(done.folder)
+    write_online(
+        OnlineData(
+            title=done.folder.name, selector=chooser.name, model=base, steps=logged_steps(map(json.loads, lines)),
+            settings=record["made_from"], versions=record["versions"],
+        ),
+        path,
+    )  # fmt: skip
+    return path
 
 
 def _chooser(name: str | None, parameters: Mapping[str, Any]) -> BatchSelector | None:
