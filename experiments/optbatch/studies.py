@@ -19,8 +19,8 @@ from pursuit.pool import Pool
 from pursuit.recipes import Lora
 from pursuit.trainable import prepare_trainable
 
-GAMES = Sizes(train_games=40, first_games=20, clean=224, wrong=0, copies=0, eval_rows=20, eval_games=10)
-FIRST = replace(FIRST_TRAINING, max_steps=200)
+GAMES = Sizes(train_games=40, first_games=20, clean=176, wrong=0, copies=0, eval_rows=30, eval_games=10)
+FIRST = replace(FIRST_TRAINING, max_steps=120)
 MIXED_ROWS, MIXED_EVAL_ROWS, CHARACTERS = 400, 6, 140
 FAMILIES = (
     "object_counting", "hyperbaton", "implicatures", "strategyqa", "social_support", "tense",
@@ -98,7 +98,7 @@ def textgames(folder: Path) -> Study:
         "steps of other games of these kinds",
         model=first_model(data, folder / "first", GAMES.max_length, FIRST), lora=None,
         recipe=FineTune(
-            max_steps=40, batch_size=16, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
+            max_steps=32, batch_size=16, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=1024, recovery_seconds=1e9,
         ),
         arms=arms(("random", "hardest", "infobatch", "optbatch"), (0.2, 0.5, 0.7)),
