@@ -393,3 +393,24 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(tmp_path: Path)
     second = finetune(free, Rows(20), tmp_path / "free", short())
     assert np.allclose(first.losses, second.losses, rtol=1e-4)
     assert first.tokens == second.tokens
+
+
+def test_candidates_are_scored_under_the_same_budget_which_is_halved_when_memory_runs_out(tmp_path: Path) -> None:
+    def train_with(limit: float, name: str) -> tuple[Finetuned, list[int]]:
+        scored: list[int] = []
+
+        def limited(_module: object, arguments: tuple[torch.Tensor, ...]) -> None:
+            if arguments[0].numel() > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            if not torch.is_grad_enabled():
+                scored.append(arguments[0].numel())
+
+        model = new_model()
+        model.get_submodule("base_model.model.model.embed_tokens").register_forward_pre_hook(limited)
+        return finetune(model, Rows(20), tmp_path / name, short(), batch_selection=OptBatch(prune=0.5)), scored
+
+    (free, at_once), (tight, fewer) = train_with(1e9, "free"), train_with(60, "tight")
+    assert max(at_once) <= 100  # micro_batch_tokens
+    assert max(fewer) <= 60
+    assert tight.examples == free.examples == 20  # half of two epochs
+    assert np.allclose(tight.losses, free.losses, rtol=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from online_batches import make_batch, materialised
+from online_batches import EIGHT, make_batch, materialised
 from pursuit.errors import ModelError
 from pursuit.online import OptBatch
 from pursuit.online.head import find_head
@@ -165,6 +166,32 @@ def test_the_embedding_is_the_mean_hidden_state_of_labelled_positions() -> None:
     for row in range(4):
         expected = hidden[row, :-1][batch["labels"][row, 1:] != -100].mean(dim=0)
         torch.testing.assert_close(torch.from_numpy(found[row]), expected.detach())
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("feature", ["second_moment", "embedding"])
+def test_candidates_scored_a_few_at_a_time_have_the_same_scores_in_their_own_order(padding: str, feature: Any) -> None:
+    model, batch = tiny_model("llama"), make_batch(EIGHT, padding)
+    scorer = Scorer(feature, 0, 0, 2**25, None, None)
+    shapes: list[tuple[int, ...]] = []
+    whole = scorer(model, batch, find_head(model))
+    embed = model.get_input_embeddings()
+    hook = embed.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    parts = scorer(model, batch, find_head(model), at_once=50)
+    hook.remove()
+    assert len(shapes) > 2
+    assert all(rows * longest <= 50 for rows, longest in shapes)
+    assert parts.tokens == sum(rows * longest for rows, longest in shapes)
+    if padding == "right":  # like lengths go together, without the padding that the longest of all asks for
+        assert parts.tokens < whole.tokens
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-5)
+    np.testing.assert_allclose(parts.features, whole.features, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(parts.normalisers, whole.normalisers, rtol=1e-5)
+
+
+def test_an_example_longer_than_what_goes_at_once_goes_alone() -> None:
+    model, batch = tiny_model("llama"), make_batch(EIGHT)
+    assert scores_of(model, batch, at_once=1).tokens == sum(EIGHT)
 
 
 def test_a_shallower_exit_goes_through_the_same_norm_and_head() -> None:

@@ -84,7 +84,7 @@ class Study:
         encoder = Encoder(tokenizer, max_length=self.max_length, chat_template=self.template)
         held = [str(path) for path in self.heldout]
         return (
-            encode_pool(Pool([str(self.pool)]), encoder, folder / "encoded"),
+            encode_pool(Pool([str(self.pool)], on_bad_row="skip"), encoder, folder / "encoded"),
             read_eval_set(held, tokenizer, max_length=self.max_length, chat_template=self.template),
         )
 
