@@ -20,7 +20,6 @@ from pursuit.files import sha256_file, write_json
 from pursuit.progress import say
 from pursuit.run_folder import versions
 
-UNTIMED = (0.2,)  # near full's time at the same steps: a training more would tell little
 app = App(name="experiments.optbatch", help=__doc__)
 
 
@@ -31,8 +30,8 @@ def main(
 ) -> None:  # fmt: skip
     """Train every arm for the same steps, then for the same CPU time; write optbatch-STUDY.json and .md.
 
-    Every training is kept when it is finished, and the results are written after each seed. What stands in `out` is
-    not done again.
+    Seed after seed, and the results are written after each: a run that is stopped leaves a balanced table. What stands
+    in `out` is not done again.
 
     Args:
         out: Folder for data and trainings.
@@ -41,23 +40,19 @@ def main(
         studies: Which models.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in studies:
-        begun = time.process_time()
-        folder = out / name
-        study = STUDIES[name](folder)
-        record: dict[str, Any] = {
-            "study": name, "about": study.about, "machine": machine(), "versions": versions(),
-            "pool_sha256": sha256_file(study.pool), "recipe": asdict(study.recipe),
-            "lora": None if study.lora is None else asdict(study.lora),
-        }  # fmt: skip
-        for count in range(1, seeds + 1):
-            record |= _carry_out(study, folder, count)
+    results.mkdir(parents=True, exist_ok=True)
+    for count in range(1, seeds + 1):
+        for name in studies:
+            begun, folder = time.process_time(), out / name
+            study = STUDIES[name](folder)
+            record = {
+                "study": name, "about": study.about, "machine": machine(), "versions": versions(),
+                "pool_sha256": sha256_file(study.pool), "recipe": asdict(study.recipe),
+                "lora": None if study.lora is None else asdict(study.lora), **_carry_out(study, folder, count),
+            }  # fmt: skip
             record["cpu_seconds"] = counted_seconds(folder / "cpu.json", time.process_time() - begun)
-            begun = time.process_time()
-            results.mkdir(parents=True, exist_ok=True)
             write_json(results / f"optbatch-{name}.json", record)
-            text = write_table(record, results / f"optbatch-{name}.md")
-        print(text)
+            print(write_table(record, results / f"optbatch-{name}.md"))
 
 
 def _carry_out(study: Study, folder: Path, seeds: int) -> dict[str, Any]:
@@ -77,7 +72,7 @@ def _carry_out(study: Study, folder: Path, seeds: int) -> dict[str, Any]:
         for arm in study.arms:
             say(f"{study.name}: {arm.label}, seed {seed}, {steps} steps")
             equal_steps.append(trained(study, rows, heldout, cells, arm, seed, steps))
-        for arm in (arm for arm in study.arms if arm.prune not in UNTIMED):
+        for arm in study.timed:
             allowed = affordable_steps(equal_steps, arm.label, steps)
             say(f"{study.name}: {arm.label}, seed {seed}, {allowed} steps in the time of {steps} on all")
             equal_time.append(trained(study, rows, heldout, cells, arm, seed, allowed))

@@ -57,6 +57,7 @@ class Study:
         about: in words, for the table.
         lora: None trains all weights.
         recipe: of the equal-steps trainings; `max_steps` is S, `batch_size` the candidates B.
+        arms: compared at equal steps; `timed`: those among them compared at equal CPU time too.
         pool, heldout: JSONL files of conversations.
     """
 
@@ -66,6 +67,7 @@ class Study:
     lora: Lora | None
     recipe: FineTune
     arms: tuple[Arm, ...]
+    timed: tuple[Arm, ...]
     pool: Path
     heldout: tuple[Path, ...]
     max_length: int
@@ -102,7 +104,7 @@ def textgames(folder: Path) -> Study:
             micro_batch_tokens=1024, recovery_seconds=1e9,
         ),
         arms=arms(("random", "hardest", "infobatch", "optbatch"), (0.2, 0.5, 0.7)),
-        pool=data / "pool.jsonl", heldout=tuple(data / f"eval-{kind}.jsonl" for kind in KINDS),
+        timed=arms(("random", "optbatch"), (0.5, 0.7)), pool=data / "pool.jsonl", heldout=tuple(data / f"eval-{kind}.jsonl" for kind in KINDS),
         max_length=GAMES.max_length,
     )  # fmt: skip
 
@@ -119,11 +121,11 @@ def smollm2(folder: Path) -> Study:
         about="SmolLM2-135M-Instruct, a LoRA of rank 8 on its attention projections, on short rows of the mixed pool",
         model=fetch_model(), lora=Lora(rank=8, alpha=32, dropout=0.0),
         recipe=FineTune(
-            max_steps=24, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
+            max_steps=16, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=512, recovery_seconds=1e9,
         ),
-        arms=arms(("random", "optbatch"), (0.5,)), pool=data / "pool.jsonl", heldout=(data / "eval.jsonl",),
-        max_length=256, template="chatml",
+        arms=arms(("random", "optbatch"), (0.5,)), timed=arms(("random", "optbatch"), (0.5,)),
+        pool=data / "pool.jsonl", heldout=(data / "eval.jsonl",), max_length=256, template="chatml",
     )  # fmt: skip
 
 
