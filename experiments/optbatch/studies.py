@@ -104,8 +104,8 @@ def textgames(folder: Path) -> Study:
             micro_batch_tokens=1024, recovery_seconds=1e9,
         ),
         arms=arms(("random", "hardest", "infobatch", "optbatch"), (0.2, 0.5, 0.7)),
-        timed=arms(("random", "optbatch"), (0.5, 0.7)), pool=data / "pool.jsonl", heldout=tuple(data / f"eval-{kind}.jsonl" for kind in KINDS),
-        max_length=GAMES.max_length,
+        timed=arms(("random", "optbatch"), (0.5, 0.7)), pool=data / "pool.jsonl",
+        heldout=tuple(data / f"eval-{kind}.jsonl" for kind in KINDS), max_length=GAMES.max_length,
     )  # fmt: skip
 
 
