@@ -236,7 +236,10 @@ def agreement(arguments: argparse.Namespace) -> None:
             "moment=examples": {"moment": "examples"}, "projection=0": {"projection": 0},
             "feature=grad_norm": {"feature": "grad_norm"}, "feature=embedding": {"feature": "embedding"},
         }  # fmt: skip
-        chosen: dict[str, BatchSelector] = {name: OptBatch(prune=0.7, **more) for name, more in options.items()}
+        wanted = {"as published", *(arguments.scores or options)}
+        chosen: dict[str, BatchSelector] = {
+            name: OptBatch(prune=0.7, **more) for name, more in options.items() if name in wanted
+        }
         chosen["random"] = RandomBatch(prune=0.7)
         same, seconds = defaultdict(list), defaultdict(list)
         steps = arguments.steps
@@ -280,6 +283,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="B, candidates")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--scores", nargs="+", help="cheaper scores to compare, by their names in the table")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one-memory", nargs=2, help=argparse.SUPPRESS)

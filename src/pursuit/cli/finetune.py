@@ -58,7 +58,8 @@ def finetune(
         optimizer: A name that transformers knows: adamw_torch, adafactor, sgd, lion_32bit, …
         precision: In which the model computes; auto: bfloat16 if it is loaded so, else float32. The weights that are
             trained are float32 while they are.
-        online: Leave out part of every batch: optbatch, random, hardest, infobatch or full.
+        online: Leave out part of every batch: optbatch, random, hardest, infobatch or full. The folder then has
+            batch_selection.html, which draws what was kept and what it cost.
         prune: With --online, the share that is left out.
     """
     from pursuit.finetune.command import Source, run_finetune

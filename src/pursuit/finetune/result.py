@@ -5,6 +5,7 @@
     folder/tokenizer.json, …                                  where a tokenizer was given
     folder/log.jsonl                                          loss, learning rate, tokens, seconds: a line a step
     folder/finetune.json                                      what it was made from; losses and costs; written last
+    folder/batch_selection.html                               by the command, where batches were chosen from
 """
 
 from __future__ import annotations
