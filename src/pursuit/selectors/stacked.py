@@ -14,7 +14,7 @@ import numpy as np
 
 from pursuit.engine import LOCAL, Engine
 from pursuit.progress import progress
-from pursuit.solvers.rows import RowMatrix, RowView, map_blocks
+from pursuit.solvers.rows import MAPPED_BYTES, RowMatrix, RowView, map_blocks, release
 from pursuit.solvers.subspace import subspace
 
 if TYPE_CHECKING:
@@ -119,21 +119,28 @@ def _sum_of_rows(rows: np.ndarray, _: int) -> np.ndarray:
 
 
 def _project(pool: Sequence[RowMatrix], bases: Sequence[np.ndarray], scales: np.ndarray, out: np.ndarray) -> None:
-    column = 0
+    column = written = 0
     with progress("subspaces", len(out) * len(pool)) as advance:
         for matrix, basis, scale in zip(pool, bases, scales, strict=True):
             columns = slice(column, column + basis.shape[1])
-            for start, stop, within in map_blocks(matrix, partial(_within, scale * basis), BLOCK_ROWS):
+            scaled = (scale * basis).astype(np.float32)
+            for start, stop, within in map_blocks(matrix, partial(_within, scaled), BLOCK_ROWS):
                 out[start:stop, columns] = within
                 advance(stop - start)
+                written += out[start:stop].nbytes
+                if written > MAPPED_BYTES:
+                    release(out)
+                    written = 0
             column = columns.stop
+    release(out)
 
 
 def _within(basis: np.ndarray, rows: np.ndarray, _: int) -> np.ndarray:
     """(rows, d_t) float32 coordinates; a short block is filled up, as a product may round by its height."""
-    block = np.zeros((BLOCK_ROWS, basis.shape[0]))
-    block[: len(rows)] = rows
-    return (block @ basis)[: len(rows)].astype(np.float32)
+    block = np.ascontiguousarray(rows, np.float32)
+    if len(block) < BLOCK_ROWS:
+        block = np.concatenate([block, np.zeros((BLOCK_ROWS - len(block), block.shape[1]), np.float32)])
+    return (block @ basis)[: len(rows)]
 
 
 class _SideBySide:

@@ -79,22 +79,22 @@ def compressive_pursuit(
     - Stages: of these the best candidates for r as it is now, four for each place, join one by one, each the one that
       shortens ‖r‖ most (orthogonal least squares, Chen, Billings and Luo 1989); then all weights are solved for, and
       negative ones leave. A stage adds at most 40 % of the support and a twentieth of k, and ends when ‖r‖ has fallen
-      by 8 %. When ‖r‖ has fallen by 18 % since the last reading, all atoms are read again.
+      by 8 %. When ‖r‖ has fallen by 14 % since the last reading, all atoms are read again.
     - At k, up to `iterations` rounds of swaps: s = k/20 atoms join (16 for small k, a quarter at most), the s whose
       removal costs least leave, and the better support stays. After a poor round, one that gains less than 1 %, they
-      leave first and others join; after two, s is halved; after 1024/k (1 to 8) it ends.
+      leave first and others join; after two, s is halved; after 3072/k (2 to 8) it ends.
 
     Non-negative least squares has at most rank(A) positive weights. A budget beyond what one pass can hold is used by
     further passes over the atoms that are left, all against b [ours: nothing correlates with the residual any more].
-    Where more are missing than there are dimensions, the atoms left are cut into parts (every P-th atom) that are each
-    asked for d/2 atoms, without swaps: so the work grows with n and not with n times the number of passes. The budget
+    Where more are missing than there are dimensions, the atoms left are dealt out, in short runs of neighbours, to parts
+    that are each asked for d/2 atoms, without swaps: so the work grows with n and not with n times the number of passes. The budget
     is filled, at weight 0, by correlation with b when passes choose nothing or less than 1/200 of what is missing
     [ours].
 
     [ours]: of equal atoms the first stands for all; the others, and zero atoms, come last. The result is the same on
     every call, and does not depend on `memory_bytes`, on `map`, or on how and where the atoms are served.
 
-    Cost, refine="swaps": O(n d) for a reading, of which there are about 4.5 · ln(‖b‖ / ‖r‖); a stage on m atoms is
+    Cost, refine="swaps": O(n d) for a reading, of which there are about 6 · ln(‖b‖ / ‖r‖); a stage on m atoms is
     products of matrices, O(m d p + m² p) with p ≤ 0.4 k + 32 candidates. refine="none": O(n d + m² d + m³) for an
     iteration with m ≤ 3k candidates.
 

@@ -15,11 +15,11 @@ WATCHED = 2048  # atoms that a reading takes up, the most correlated ones
 SHARE, FEWEST = 0.4, 4  # a stage adds at most this share of the support, and may always add a few
 LARGEST_STAGE = 0.05  # of the size wanted
 STAGE_FALL = 0.92  # a stage ends when the residual is as short as this share of what it was
-READING_FALL = 0.82  # and at this share of what it was at the last reading all atoms are looked at again
+READING_FALL = 0.86  # and at this share of what it was at the last reading all atoms are looked at again
 CHOICE, MORE = 4, 32  # candidates for each atom that may join in a stage, and some more
 SWAPPED, SWAPPED_OF_FEW = 0.05, 16  # atoms swapped in a round: this share of them, or so many (up to a quarter)
 LEAST_GAIN = 0.01  # of the residual: a round of swaps that gains less is a poor one
-PATIENCE, MOST_POOR = 1024, 8  # swapping ends after PATIENCE / k poor rounds, from one to so many
+PATIENCE, MOST_POOR = 3072, 8  # swapping ends after PATIENCE / k poor rounds, from two to so many
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Pursuit:
     def swap(self, rounds: int) -> None:
         """Rounds in which some atoms join and as many of the least use leave, or the other way round."""
         goal, count, poor = self.goal, self.swapped, 0
-        patience = min(MOST_POOR, max(1, PATIENCE // max(1, goal.size)))
+        patience = min(MOST_POOR, max(2, PATIENCE // max(1, goal.size)))
         for _ in range(rounds):
             if self.support.size < goal.size or self.support.norm <= goal.enough or not count or poor == patience:
                 break

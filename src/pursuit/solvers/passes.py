@@ -23,6 +23,7 @@ Map = Callable[[Callable[..., Any], Any], Any]
 
 WORTHWHILE = 200  # further passes that choose less than this part of what is missing are the last
 HELD = 2  # a part is asked for 1/2 of as many atoms as there are dimensions: so many fit together well
+RUNS, LONGEST_RUN = 32, 256  # a part is at least so many runs of neighbouring atoms, which are read from a disk together
 
 
 class Watch:
@@ -95,13 +96,15 @@ def _over_parts(
 ) -> int:  # fmt: skip
     """A pass over each of several parts of the open atoms, all against the target; returns how many were chosen.
 
-    A part is every so many-th atom, so that each resembles the whole; together they read the atoms little more than
-    once, however large the budget.
+    The atoms are dealt out to the parts in short runs, so that each part resembles the whole; together they read the
+    atoms once, however large the budget.
     """
     rest = np.flatnonzero(open_atoms)
     count = min(missing, len(rest), -(-HELD * missing // pool.width))
     sizes = np.diff(np.arange(count + 1) * missing // count)
-    parts = [(rest[number::count], int(size)) for number, size in enumerate(sizes)]
+    run = min(LONGEST_RUN, max(1, len(rest) // (RUNS * count)))
+    owner = np.arange(len(rest)) // run % count
+    parts = [(rest[owner == number], int(size)) for number, size in enumerate(sizes)]
     chosen = 0
     with watch("further passes"):
         for found in map(partial(_over_part, pool.atoms, pool.target, method), parts):
