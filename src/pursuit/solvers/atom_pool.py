@@ -18,6 +18,7 @@ from pursuit.solvers.rows import (
 )
 
 TIE = 1e-12  # correlations that differ by less, relative to ‖a‖ ‖r‖, are equal
+PRODUCT_BLOCKS = 4  # a product reads its rows once and need not keep them: larger blocks cost less bookkeeping
 
 
 class AtomPool:
@@ -94,14 +95,15 @@ class AtomPool:
         norm = float(np.linalg.norm(residual))
         direction = (residual / (norm or 1.0)).astype(self.kind)
         products = np.empty(self.rows)
-        for start, stop, part in map_blocks(self.atoms, partial(_dots, direction=direction), pass_rows(self.width)):
+        dots = partial(_dots, direction=direction)
+        for start, stop, part in map_blocks(self.atoms, dots, PRODUCT_BLOCKS * pass_rows(self.width)):
             products[start:stop] = part
         products *= norm
         return products, 2 * float(np.finfo(self.kind).eps) * (self.width + 4) * self.largest_norm * norm
 
     def gather(self, indices: np.ndarray, kind: type = np.float64) -> np.ndarray:
         """(m, d) rows."""
-        rows: np.ndarray = np.array(self.atoms[indices], dtype=kind, order="C")
+        rows: np.ndarray = np.ascontiguousarray(self.atoms[indices], dtype=kind)
         release(self.atoms)
         return rows
 

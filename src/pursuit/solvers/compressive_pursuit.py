@@ -82,7 +82,7 @@ def compressive_pursuit(
       by 8 %. When ‖r‖ has fallen by 14 % since the last reading, all atoms are read again.
     - At k, up to `iterations` rounds of swaps: s = k/20 atoms join (16 for small k, a quarter at most), the s whose
       removal costs least leave, and the better support stays. After a poor round, one that gains less than 1 %, they
-      leave first and others join; after two, s is halved; after 3072/k (2 to 8) it ends.
+      leave first and others join; after two, s is halved; after 2048/k (2 to 8) it ends.
 
     Non-negative least squares has at most rank(A) positive weights. A budget beyond what one pass can hold is used by
     further passes over the atoms that are left, all against b [ours: nothing correlates with the residual any more].

@@ -19,7 +19,7 @@ READING_FALL = 0.86  # and at this share of what it was at the last reading all 
 CHOICE, MORE = 4, 32  # candidates for each atom that may join in a stage, and some more
 SWAPPED, SWAPPED_OF_FEW = 0.05, 16  # atoms swapped in a round: this share of them, or so many (up to a quarter)
 LEAST_GAIN = 0.01  # of the residual: a round of swaps that gains less is a poor one
-PATIENCE, MOST_POOR = 3072, 8  # swapping ends after PATIENCE / k poor rounds, from two to so many
+PATIENCE, MOST_POOR = 2048, 8  # swapping ends after PATIENCE / k poor rounds, from two to so many
 
 
 @dataclass
