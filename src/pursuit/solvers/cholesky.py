@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from scipy.linalg import qr_delete
 from scipy.linalg.blas import dtpsv
@@ -25,11 +27,12 @@ class GrowingCholesky:
         factor._packed = np.linalg.cholesky(matrix)[np.tril_indices(factor.size)]
         return factor
 
-    def copy(self) -> GrowingCholesky:
-        """An independent copy."""
-        twin = GrowingCholesky()
-        twin.size, twin._packed = self.size, self._packed.copy()
-        return twin
+    def snapshot(self) -> GrowingCholesky:
+        """This factor as it is now, whatever follows here; O(1), because neither way of change touches what it holds.
+
+        To go back to it is to give up what followed: only one of the two may change from then on.
+        """
+        return copy.copy(self)
 
     def complement(self, column: np.ndarray, diagonal: float) -> tuple[np.ndarray, float]:
         """Half of an append: L⁻¹ column, and the Schur complement that the new row would have.
@@ -65,8 +68,7 @@ class GrowingCholesky:
             lower[position + 1 :, position:-1] = upper.T
         self.size -= 1
         rows, columns = np.tril_indices(self.size)
-        rest = slice(start, len(rows))
-        self._packed[rest] = np.delete(lower, position, axis=0)[rows[rest], columns[rest]]
+        self._packed = np.concatenate([self._packed[:start], np.delete(lower, position, axis=0)[rows, columns][start:]])
 
     def solve(self, right: np.ndarray) -> np.ndarray:
         """A⁻¹ right, both (m,)."""

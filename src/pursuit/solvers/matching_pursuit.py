@@ -3,9 +3,9 @@
 The textbook algorithm solves the ridge problem anew and multiplies all atoms by the residual in every step. Here the
 solution follows a Cholesky factor that grows and shrinks by a row, and the pursuit runs ahead on a shortlist of atoms
 for many steps. One product of all atoms with all residuals of these steps then shows whether another atom would have
-been chosen; from the first step where this is so, the pursuit goes on from there. Low precision is enough for that,
-because its error is bounded and what it leaves open is compared in float64. The atoms chosen are those of the textbook
-algorithm in float64.
+been chosen; at the first step where this is so, the pursuit goes back to it. float32 is enough for that, because its
+error is bounded and what it leaves open is compared in float64. The atoms chosen are those of the textbook algorithm in
+float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pursuit.solvers.pursuit_state import NOISE, Problem, PursuitState
+from pursuit.solvers.pursuit_state import EPSILON, NOISE, Problem, PursuitState
 from pursuit.solvers.rows import (
     DEFAULT_MEMORY_BYTES,
     Advance,
@@ -26,11 +26,11 @@ from pursuit.solvers.rows import (
     gathered_dots,
     rank_descending,
 )
-from pursuit.solvers.screening import TIE, Screen
+from pursuit.solvers.screening import TIE, Screen, dots
 from pursuit.solvers.tally import Tally
 
-FIRST_STEPS, FEWEST_STEPS = 16, 6  # to run ahead at first; with fewer that stand it does not pay
-FORESEEN = 4  # choices in a row near the top of the scores before, and running ahead is tried again
+FIRST_STEPS, MOST_STEPS = 16, 128  # to run ahead at once
+FALSE_ALARMS = 128  # atoms for each choice that float32 leaves open without need; with more, float64 is faster
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,9 @@ def _checked(atoms: RowMatrix, target: np.ndarray, budget: int, ridge: float, to
 class _Choice:
     """A choice from the shortlist, to be checked against all other atoms."""
 
+    before: PursuitState
     atom: int
-    residual: np.ndarray  # (d,)
     floor: float  # an atom outside of the shortlist with a correlation below this cannot have been better
-    support: list[int]
-    taken: int  # how many atoms earlier passes had chosen
-    place: int  # in the log of all choices of the run
 
 
 @dataclass
@@ -152,144 +149,125 @@ class _Shortlist:
 
 
 def _run(state: PursuitState, screen: Screen, tally: Tally) -> PursuitState:
-    """Choose until the pursuit is finished: one by one, or ahead on a shortlist while it foresees the choices."""
-    scores = screen.base if state.problem.positive else np.abs(screen.base)  # the latest known of all atoms
-    steps, foreseen = FIRST_STEPS, 0
+    """Choose until the pursuit is finished: ahead on a shortlist, back to the first choice that does not stand."""
+    nearness = _scores(state.problem, screen.base)
+    steps = FIRST_STEPS
     while state.ready():
         tally(len(state.indices) + len(state.support.indices))
-        if not state.support.indices:  # the residual is the target, and all correlations with it are known
+        if not state.support.indices:
             state.apply(_best_for_target(state, screen))
-        elif steps:
-            state, scores, stood = _ahead(state, screen, scores, min(steps, screen.most_residuals))
-            steps = min(2 * steps, 128) if stood >= steps else 3 * stood // 2 if stood >= FEWEST_STEPS else 0
-            foreseen = 0
+            continue
+        shortlist = _shortlist(state, screen, nearness)
+        all_listed = len(shortlist.atoms) == np.count_nonzero(state.available)
+        choices = _run_ahead(state, screen, shortlist, min(steps, screen.most_residuals))
+        if all_listed:
+            continue
+        products = _scores(state.problem, screen.products(np.stack([choice.before.residual for choice in choices])))
+        failed = _first_failure(screen, shortlist, choices, products)
+        if failed is None:
+            nearness = _nearness(choices[-1:], products[-1:])
+            steps = min(2 * max(steps, 4), MOST_STEPS)
         else:
-            before = scores
-            atom, scores = _one(state, screen)
-            state.apply(atom)
-            foreseen = foreseen + 1 if np.count_nonzero(before > before[atom]) < screen.shortlist_size // 4 else 0
-            steps = FIRST_STEPS if foreseen == FORESEEN else 0
+            nearness = _nearness(choices[failed:], products[failed:])
+            steps = 3 * failed // 2 + 2
+            state = choices[failed].before
+            state.apply(_best_of_all(state, screen, products[failed]))
     return state
 
 
+def _scores(problem: Problem, correlations: np.ndarray) -> np.ndarray:
+    return correlations if problem.positive else np.abs(correlations)
+
+
 def _best_for_target(state: PursuitState, screen: Screen) -> int:
+    """The best atom at the start of a pass: the residual is the target, and all correlations with it are known."""
     open_atoms = np.flatnonzero(state.available)
-    scores = screen.base[open_atoms] if state.problem.positive else np.abs(screen.base[open_atoms])
+    scores = _scores(state.problem, screen.base[open_atoms])
     return screen.best(scores, 0.0, open_atoms, state.residual, state.problem.positive)
 
 
-def _one(state: PursuitState, screen: Screen) -> tuple[int, np.ndarray]:
-    """The best of all atoms for the residual, and the scores of all."""
-    products, errors = screen.products(state.residual[None])
-    scores = products[0] if state.problem.positive else np.abs(products[0])
-    return _best_of_all(state, screen, scores, float(errors[0])), scores
-
-
-def _best_of_all(state: PursuitState, screen: Screen, scores: np.ndarray, error: float) -> int:
+def _best_of_all(state: PursuitState, screen: Screen, scores: np.ndarray) -> int:
     open_scores = np.where(state.available, scores, -np.inf)
+    error = screen.error(state.norm)
     return screen.best(open_scores, error, np.arange(screen.rows), state.residual, state.problem.positive)
 
 
-def _ahead(state: PursuitState, screen: Screen, scores: np.ndarray, steps: int) -> tuple[PursuitState, np.ndarray, int]:
-    """Run ahead on a shortlist, then check the choices against all atoms.
-
-    Returns:
-        the state after the choices that stood (and the first that did not, corrected), the latest scores of all atoms,
-        and how many choices stood.
-    """
-    shortlist = _shortlist(state, screen, scores)
-    start = state.copy()
-    choices, log = _run_ahead(state, screen, shortlist, steps)
-    if not choices or len(shortlist.atoms) == np.count_nonzero(start.available):
-        return state, scores, steps  # nothing to check, or nothing outside of the shortlist
-    products, errors = screen.products(np.stack([choice.residual for choice in choices]))
-    if not state.problem.positive:
-        np.abs(products, out=products)
-    failed = _first_failure(start, state, screen, shortlist, choices, products, errors)
-    if failed is None:
-        return state, products[-1], steps
-    for atom in log[: choices[failed].place]:
-        start.ready()
-        start.apply(atom)
-    start.ready()
-    start.apply(_best_of_all(start, screen, products[failed], float(errors[failed])))
-    return start, products[failed], failed
-
-
-def _shortlist(state: PursuitState, screen: Screen, scores: np.ndarray) -> _Shortlist:
-    """The available atoms that correlate most with the latest residual, and with the target for the passes to come."""
+def _shortlist(state: PursuitState, screen: Screen, nearness: np.ndarray) -> _Shortlist:
+    """The available atoms that came nearest to being chosen, and those most like the target for the passes to come."""
     size = screen.shortlist_size
     for_target = size // 4 if state.passes else 0
     open_atoms = np.flatnonzero(state.available)
     if len(open_atoms) > size:
-        best = [open_atoms[np.argpartition(scores[open_atoms], for_target - size)[for_target - size :]]]
+        best = [open_atoms[np.argpartition(nearness[open_atoms], for_target - size)[for_target - size :]]]
         if for_target:
-            base = screen.base if state.problem.positive else np.abs(screen.base)
-            best.append(open_atoms[np.argpartition(base[open_atoms], -for_target)[-for_target:]])
+            base = _scores(state.problem, screen.base[open_atoms])
+            best.append(open_atoms[np.argpartition(base, -for_target)[-for_target:]])
         open_atoms = np.unique(np.concatenate(best))
-    return _Shortlist(open_atoms, np.ascontiguousarray(screen.atoms[open_atoms], dtype=screen.shortlist_type))
+    return _Shortlist(open_atoms, screen.gather(open_atoms))
 
 
-def _run_ahead(
-    state: PursuitState, screen: Screen, shortlist: _Shortlist, steps: int
-) -> tuple[list[_Choice], list[int]]:
-    """Take up to `steps` choices from the shortlist: those that need a check, and the log of all atoms chosen."""
+def _run_ahead(state: PursuitState, screen: Screen, shortlist: _Shortlist, steps: int) -> list[_Choice]:
+    """Take up to `steps` choices from the shortlist; those that need a check."""
     choices: list[_Choice] = []
-    log: list[int] = []
     while len(choices) < steps and state.ready():
         if not state.support.indices:
             atom = _best_for_target(state, screen)
         else:
-            choices.append(_choose(state, screen, shortlist, len(log)))
+            choices.append(_choose(state, screen, shortlist))
             atom = choices[-1].atom
-        log.append(atom)
         state.apply(atom)
-    return choices, log
+    return choices
 
 
-def _choose(state: PursuitState, screen: Screen, shortlist: _Shortlist, place: int) -> _Choice:
+def _choose(state: PursuitState, screen: Screen, shortlist: _Shortlist) -> _Choice:
     """The best of the shortlist and of the atoms of the running pass."""
     problem, support = state.problem, state.support.indices
-    products = shortlist.rows @ state.residual.astype(shortlist.rows.dtype)
-    listed = np.where(state.available[shortlist.atoms], products, -np.inf)
+    products = dots(shortlist.rows, state.residual.astype(shortlist.rows.dtype))
+    listed = np.where(state.available[shortlist.atoms], _scores(problem, products), -np.inf)
     own = np.zeros(len(support)) if state.without_ridge else problem.ridge * state.pass_weights  # F_I r = λ w
-    scores = np.concatenate([listed, own])
-    if not problem.positive:
-        scores = np.where(np.isneginf(scores), scores, np.abs(scores))
-    norm = state.relative * problem.target_norm
-    coarse, fine = float(np.finfo(shortlist.rows.dtype).eps), float(np.finfo(np.float64).eps)
-    error = problem.largest_norm * (coarse * (screen.width + 4) * norm + 8 * fine * problem.target_norm)
-    candidates = np.concatenate([shortlist.atoms, np.array(support, dtype=np.int64)])
+    scores = np.concatenate([listed, _scores(problem, own)])
+    error = screen.error(state.norm) + 8 * EPSILON * problem.largest_norm * problem.target_norm
+    candidates = np.concatenate([shortlist.atoms, support])
     atom = screen.best(scores, error, candidates, state.residual, problem.positive)
-    floor = float(scores.max()) - 2 * error - TIE * problem.largest_norm * norm
-    return _Choice(atom, state.residual, floor, support[:], len(state.indices), place)
+    floor = float(scores.max()) - 2 * error - TIE * problem.largest_norm * state.norm
+    return _Choice(state.snapshot(), atom, floor)
 
 
 def _first_failure(
-    start: PursuitState, state: PursuitState, screen: Screen, shortlist: _Shortlist,
-    choices: list[_Choice], products: np.ndarray, errors: np.ndarray,
-) -> int | None:  # fmt: skip
+    screen: Screen, shortlist: _Shortlist, choices: list[_Choice], products: np.ndarray
+) -> int | None:
     """The first choice that an atom outside of the shortlist may have deserved, if any."""
-    outside = start.available.copy()
+    outside = np.ones(screen.rows, bool)
     outside[shortlist.atoms] = False
     false_alarms = 0
     failed = None
     for number, choice in enumerate(choices):
-        rivals = np.flatnonzero(products[number] >= choice.floor - errors[number])
-        rivals = rivals[outside[rivals]]
+        state = choice.before
+        rivals = np.flatnonzero(products[number] >= choice.floor - screen.error(state.norm))
+        rivals = rivals[outside[rivals] & state.available[rivals]]
+        rivals = rivals[~np.isin(rivals, state.support.indices)] if len(rivals) else rivals
         if not len(rivals):
             continue
-        gone = choice.support + state.indices[len(start.indices) : choice.taken]
-        rivals = rivals[~np.isin(rivals, gone)]
-        exact = gathered_dots(screen.atoms, rivals, choice.residual, screen.memory_bytes)
-        better = (exact if state.problem.positive else np.abs(exact)) >= choice.floor
+        exact = gathered_dots(screen.atoms, rivals, state.residual, screen.memory_bytes)
+        better = _scores(state.problem, exact) >= choice.floor
         false_alarms += int(np.count_nonzero(~better))
         if better.any():
             failed = number
             break
-    if false_alarms > 128 * (len(choices) if failed is None else failed + 1):
+    if false_alarms > FALSE_ALARMS * (len(choices) if failed is None else failed + 1):
         screen.sharpen()
     return failed
+
+
+def _nearness(choices: list[_Choice], products: np.ndarray) -> np.ndarray:
+    """(n,) how near every atom came to being chosen in any of some steps.
+
+    The steps after one that failed count too: what they ran into is much like what is to come.
+    """
+    nearest = np.full(products.shape[1], -np.inf, products.dtype)
+    for choice, scores in zip(choices, products, strict=True):
+        np.maximum(nearest, (scores - choice.floor) / choice.before.norm, out=nearest)
+    return nearest
 
 
 def _result(state: PursuitState, screen: Screen) -> PursuitResult:
@@ -298,7 +276,7 @@ def _result(state: PursuitState, screen: Screen) -> PursuitResult:
     missing = problem.budget - len(state.indices) if problem.restart else 0
     rest = np.flatnonzero(state.available)
     if missing:
-        scores = screen.base[rest] if problem.positive else np.abs(screen.base[rest])
+        scores = _scores(problem, screen.base[rest])
         rest = rest[rank_descending(scores, TIE * problem.largest_norm * problem.target_norm)]
     return PursuitResult(
         indices=np.array(state.indices + rest[:missing].tolist(), dtype=np.int64),

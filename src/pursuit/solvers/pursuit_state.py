@@ -11,6 +11,7 @@ from pursuit.solvers.cholesky import GrowingCholesky
 from pursuit.solvers.rows import RowMatrix
 
 NOISE = 1e-12  # relative size below which a difference is taken for rounding
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 @dataclass
@@ -45,12 +46,11 @@ class Support:
     right: list[float] = field(default_factory=list)  # F_I c
     factor: GrowingCholesky = field(default_factory=GrowingCholesky)
 
-    def copy(self) -> Support:
-        """An independent copy."""
+    def snapshot(self) -> Support:
+        """This support as it is now, whatever follows here; see `GrowingCholesky.snapshot`."""
         twin = copy.copy(self)
-        twin.rows = self.rows[: max(8, len(self.indices))].copy()
         twin.indices, twin.squares, twin.right = self.indices[:], self.squares[:], self.right[:]
-        twin.factor = self.factor.copy()
+        twin.factor = self.factor.snapshot()
         return twin
 
     def append(self, index: int, row: np.ndarray, correlation: float, ridge: float) -> bool:
@@ -66,7 +66,7 @@ class Support:
         if schur - self.ridge + ridge <= NOISE * square:
             return False
         if size == len(self.rows):
-            self.rows = np.concatenate([self.rows, np.empty_like(self.rows)])
+            self.rows = np.concatenate([self.rows, np.empty((max(8, size), self.rows.shape[1]))])
         self.rows[size] = row
         self.factor.append(half, schur)
         self.indices.append(index)
@@ -77,8 +77,7 @@ class Support:
     def delete(self, position: int) -> None:
         """Drop the atom at a position."""
         self.factor.delete(position)
-        size = len(self.indices)
-        self.rows[position : size - 1] = self.rows[position + 1 : size]
+        self.rows = np.delete(self.rows, position, axis=0)
         del self.indices[position], self.squares[position], self.right[position]
 
     def solve(self) -> np.ndarray:
@@ -104,17 +103,19 @@ class PursuitState:
         self.finished = problem.budget == 0 or problem.target_norm == 0
         self._open_pass()
 
-    def copy(self) -> PursuitState:
-        """An independent copy, to come back to."""
+    def snapshot(self) -> PursuitState:
+        """This state as it is now, to come back to: what follows here changes nothing that it holds.
+
+        To go back to it is to give up what followed: only one of the two may go on.
+        """
         twin = copy.copy(self)
-        for name in ("available", "indices", "weights", "residuals", "passes", "pass_steps", "curve", "support"):
-            setattr(twin, name, getattr(self, name).copy())
+        twin.curve, twin.support = self.curve[:], self.support.snapshot()
         return twin
 
     def _open_pass(self) -> None:
         self.support = Support(self.problem.ridge, np.empty((8, len(self.problem.target))))
         self.residual, self.pass_weights = self.problem.target, np.zeros(0)
-        self.relative, self.curve = 1.0, list[float]()
+        self.norm, self.relative, self.curve = self.problem.target_norm, 1.0, list[float]()
         self.without_ridge, self.pass_ended = False, False
 
     def ready(self) -> bool:
@@ -129,12 +130,13 @@ class PursuitState:
     def _close_pass(self) -> None:
         chosen = self.support.indices
         if chosen:
-            self.passes.append(len(self.indices))
-            self.pass_steps.append(len(self.residuals))
+            self.passes = [*self.passes, len(self.indices)]
+            self.pass_steps = [*self.pass_steps, len(self.residuals)]
+            self.available = self.available.copy()
             self.available[chosen] = False
-            self.indices += chosen
-            self.weights += self.pass_weights.tolist()
-            self.residuals += self.curve
+            self.indices = self.indices + chosen
+            self.weights = self.weights + self.pass_weights.tolist()
+            self.residuals = self.residuals + self.curve
         self.finished = not chosen or not self.problem.restart or len(self.indices) >= self.problem.budget
         self._open_pass()
 
@@ -150,7 +152,8 @@ class PursuitState:
         if problem.positive:
             self._drop_negative()
         self.residual = problem.target - self.pass_weights @ support.rows[: len(self.pass_weights)]
-        self.relative = float(np.linalg.norm(self.residual)) / problem.target_norm
+        self.norm = float(np.linalg.norm(self.residual))
+        self.relative = self.norm / problem.target_norm
         self.curve.append(self.relative)
         self.pass_ended = (support.indices, self.without_ridge) == before  # it would only repeat itself
 
