@@ -2,6 +2,7 @@
 
     python -m benchmarks.solvers            # n=10,000, d=1,024, k=200; memory at n=5,000 and 50,000
     python -m benchmarks.solvers --quick    # a fifth of the rows
+    python -m benchmarks.solvers --wide     # n=10,000, d=8,192, k=500 against "solve" alone; 2 GB of memory
 
 All forms run in one process on the same arrays, with the same number of BLAS threads; equal indices are checked. Two
 forms of the textbook algorithm are timed: "solve" is as kind to it as can be (float64 atoms ready in memory, Gauss
@@ -27,6 +28,7 @@ from pursuit.solvers.clusters import kmeans
 from pursuit.solvers.matching_pursuit import matching_pursuit
 
 MEMORY_BYTES = 64 << 20
+FORMS = ("solve", "lstsq")  # of the textbook algorithm
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -46,7 +48,7 @@ def clustered_atoms(n: int, d: int, clusters: int = 20) -> np.ndarray:
     return unit_rows(centres[rng.integers(0, clusters, n)] + rng.standard_normal((n, d)))
 
 
-def compare(name: str, atoms: np.ndarray, budget: int, ridge: float) -> None:
+def compare(name: str, atoms: np.ndarray, budget: int, ridge: float, forms: tuple[str, ...] = FORMS) -> None:
     """Print the times of all forms and how many times faster ours is."""
     target = atoms.mean(axis=0, dtype=np.float64)
     fast = []
@@ -58,8 +60,8 @@ def compare(name: str, atoms: np.ndarray, budget: int, ridge: float) -> None:
     line = f"{name:<10} ridge={ridge:<3g} ours {ours:6.3f} s"
     exact = atoms.astype(np.float64)  # given to the textbook form for free
     plain = textbook.solve_ridge
-    for form, solve in (("solve", plain), ("lstsq", solve_by_lstsq)):
-        textbook.solve_ridge = solve
+    for form in forms:
+        textbook.solve_ridge = {"solve": plain, "lstsq": solve_by_lstsq}[form]
         started = time.perf_counter()
         indices, _, _ = textbook.textbook_pursuit(exact, target, budget, ridge)
         seconds = time.perf_counter() - started
@@ -67,7 +69,7 @@ def compare(name: str, atoms: np.ndarray, budget: int, ridge: float) -> None:
         if indices != result.indices.tolist():
             raise SystemExit(f"{name}: the fast pursuit chose other atoms than the textbook one ({form})")
     textbook.solve_ridge = plain
-    print(f"{line}   same indices; passes {len(result.passes)}, drops {result.drops}")
+    print(f"{line}   same indices; passes {len(result.passes)}, drops {result.drops}", flush=True)
 
 
 def solve_by_lstsq(rows: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
@@ -153,11 +155,18 @@ def main() -> None:
     """Print every comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--wide", action="store_true")
     parser.add_argument("--task", choices=["pursuit", "kmeans"], help=argparse.SUPPRESS)
     parser.add_argument("--matrix", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
         print(measure_peak(arguments.task, arguments.matrix))
+        return
+    if arguments.wide:
+        n, d, k = 10_000, 8_192, 500
+        print(f"matching pursuit, n={n:,}, d={d:,}, k={k}")
+        compare("random", random_atoms(n, d), k, 1.0, ("solve",))
+        compare("clustered", clustered_atoms(n, d), k, 1.0, ("solve",))
         return
     n, d, k = (2_000, 1_024, 100) if arguments.quick else (10_000, 1_024, 200)
     print(f"matching pursuit, n={n:,}, d={d:,}, k={k}")

@@ -77,11 +77,11 @@ class Screen:
 
     def products(self, residuals: np.ndarray) -> np.ndarray:
         """R Fᵀ (s, n) for residuals R (s, d); `error` bounds how far each entry is off."""
-        sent = residuals.astype(self.kind)
+        sent: np.ndarray = residuals.astype(self.kind)
         if self._held is not None:
             few = len(sent) < FEW_RESIDUALS
             return np.stack([dots(self._held, residual) for residual in sent]) if few else dots(sent, self._held.T)
-        out = np.empty((len(sent), self.rows), self.kind)
+        out: np.ndarray = np.empty((len(sent), self.rows), self.kind)
         for start, stop, part in map_blocks(self.atoms, partial(_multiplied, sent), pass_rows(self.width)):
             out[:, start:stop] = part
         return out
