@@ -100,6 +100,13 @@ def test_equals_the_textbook_whatever_the_memory(memory_bytes):
     assert_same(atoms, atoms.mean(axis=0, dtype=np.float64), 25, ridge=0.1, memory_bytes=memory_bytes)
 
 
+@pytest.mark.parametrize("groups", [5, 20])
+@pytest.mark.parametrize("positive", [True, False])
+def test_equals_the_textbook_where_float32_tells_nothing_apart(groups, positive):
+    atoms = clustered(3000, 64, groups, 1e-8)
+    assert_same(atoms, np.random.default_rng(5).standard_normal(64), 30, ridge=0.01, positive=positive)
+
+
 def test_large_and_small_numbers_do_not_overflow_the_screening():
     for scale in (1e-20, 1e20):
         atoms = LARGE["clustered"] * scale

@@ -30,7 +30,7 @@ from pursuit.solvers.screening import TIE, Screen, dots
 from pursuit.solvers.tally import Tally
 
 FIRST_STEPS, MOST_STEPS = 16, 128  # to run ahead at once
-FALSE_ALARMS = 128  # atoms for each choice that float32 leaves open without need; with more, float64 is faster
+MOST_OPEN = 128  # atoms for each choice that float32 leaves open; with more, float64 is faster
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _best_for_target(state: PursuitState, screen: Screen) -> int:
 
 def _best_of_all(state: PursuitState, screen: Screen, scores: np.ndarray) -> int:
     open_scores = np.where(state.available, scores, -np.inf)
-    error = screen.error(state.norm)
+    error = screen.error(scores, state.norm)
     return screen.best(open_scores, error, np.arange(screen.rows), state.residual, state.problem.positive)
 
 
@@ -226,7 +226,7 @@ def _choose(state: PursuitState, screen: Screen, shortlist: _Shortlist) -> _Choi
     listed = np.where(state.available[shortlist.atoms], _scores(problem, products), -np.inf)
     own = np.zeros(len(support)) if state.without_ridge else problem.ridge * state.pass_weights  # F_I r = λ w
     scores = np.concatenate([listed, _scores(problem, own)])
-    error = screen.error(state.norm) + 8 * EPSILON * problem.largest_norm * problem.target_norm
+    error = screen.error(products, state.norm) + 8 * EPSILON * problem.largest_norm * problem.target_norm
     candidates = np.concatenate([shortlist.atoms, support])
     atom = screen.best(scores, error, candidates, state.residual, problem.positive)
     floor = float(scores.max()) - 2 * error - TIE * problem.largest_norm * state.norm
@@ -239,22 +239,22 @@ def _first_failure(
     """The first choice that an atom outside of the shortlist may have deserved, if any."""
     outside = np.ones(screen.rows, bool)
     outside[shortlist.atoms] = False
-    false_alarms = 0
+    left_open = 0
     failed = None
     for number, choice in enumerate(choices):
-        state = choice.before
-        rivals = np.flatnonzero(products[number] >= choice.floor - screen.error(state.norm))
+        state, scores = choice.before, products[number]
+        error = screen.error(products, state.norm)
+        rivals = np.flatnonzero(scores >= choice.floor - error)
         rivals = rivals[outside[rivals] & state.available[rivals]]
         rivals = rivals[~np.isin(rivals, state.support.indices)] if len(rivals) else rivals
         if not len(rivals):
             continue
         exact = gathered_dots(screen.atoms, rivals, state.residual, screen.memory_bytes)
-        better = _scores(state.problem, exact) >= choice.floor
-        false_alarms += int(np.count_nonzero(~better))
-        if better.any():
+        left_open += int(np.count_nonzero(scores[rivals] < choice.floor + 4 * error))
+        if (_scores(state.problem, exact) >= choice.floor).any():
             failed = number
             break
-    if false_alarms > FALSE_ALARMS * (len(choices) if failed is None else failed + 1):
+    if left_open > MOST_OPEN * (len(choices) if failed is None else failed + 1):
         screen.sharpen()
     return failed
 

@@ -86,10 +86,10 @@ class Screen:
             out[:, start:stop] = part
         return out
 
-    def error(self, norm: float) -> float:
-        """Bound on the error of float32 products (`dots`) of atoms with a residual of this norm."""
+    def error(self, products: np.ndarray, norm: float) -> float:
+        """Bound on the error of products (of `dots`) of atoms with a residual of this norm."""
         summed = min(self.width, CHUNK) + self.width // CHUNK + 4
-        return float(np.finfo(self.kind).eps) * summed * self.largest_norm * norm
+        return float(np.finfo(products.dtype).eps) * summed * self.largest_norm * norm
 
     def best(
         self, scores: np.ndarray, error: float, candidates: np.ndarray, residual: np.ndarray, positive: bool
