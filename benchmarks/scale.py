@@ -44,7 +44,8 @@ PARTS = {
     ],
     "tagcos": [
         ("pursuit.selectors.tagcos", "kmeans", "k-means"),
-        ("pursuit.selectors.tagcos", "matching_pursuit", "pursuits"),
+        ("pursuit.selectors.tagcos", "_pursue_centre", "reading the clusters and pursuits"),
+        ("pursuit.selectors.tagcos", "matching_pursuit", "pursuits alone"),
     ],
 }
 
@@ -121,12 +122,13 @@ def measure(method: str, folder: Path, share: float) -> dict[str, Any]:
     stop.set()
     watcher.join()
     facts = selection.diagnostics
+    passes = len(facts["passes"]) if "passes" in facts else sum(part.get("passes", 0) for part in facts["clusters"])
     inner = {f"pursuit: {part}": value for part, value in facts.get("seconds", {}).items()}
     return {
         "seconds": whole, "cpu": cpu, "anonymous": peaks[0] / 1024, "resident": peaks[1] / 1024,
         "parts": {**seconds, **inner}, "chosen": len(set(selection.indices.tolist())),
         "about": {name: facts[name] for name in ("residual", "rank", "filled") if name in facts}
-        | {"passes": len(facts.get("passes", []))},
+        | {"passes": passes},
     }  # fmt: skip
 
 

@@ -143,12 +143,12 @@ def _pursue_centre(
     matrix: RowMatrix, cluster: _Cluster, *, ridge: float, tol: float, memory_bytes: int
 ) -> PursuitResult:
     """The pursuit of one centre by the members of its cluster; indices count the members."""
-    fits = len(cluster.members) * matrix.shape[1] * 4 <= memory_bytes // 2
     rows: RowMatrix = RowView(matrix, cluster.members)
-    if fits:
-        rows = np.ascontiguousarray(matrix[cluster.members], np.float32)
+    size = len(cluster.members) * matrix.shape[1] * 4
+    if size <= 3 * memory_bytes // 4:
+        rows, memory_bytes = np.ascontiguousarray(matrix[cluster.members], np.float32), memory_bytes - size
     return matching_pursuit(
-        rows, cluster.centre, cluster.share, ridge=ridge, tol=tol, memory_bytes=memory_bytes // 2
+        rows, cluster.centre, cluster.share, ridge=ridge, tol=tol, memory_bytes=memory_bytes
     )  # fmt: skip
 
 

@@ -77,12 +77,10 @@ class Screen:
 
     def products(self, residuals: np.ndarray) -> np.ndarray:
         """R Fᵀ (s, n) for residuals R (s, d); `error` bounds how far each entry is off."""
-        sent: np.ndarray = residuals.astype(self.kind)
-        if self._held is not None:
-            few = len(sent) < FEW_RESIDUALS
-            return np.stack([dots(self._held, residual) for residual in sent]) if few else dots(sent, self._held.T)
-        out: np.ndarray = np.empty((len(sent), self.rows), self.kind)
-        for start, stop, part in map_blocks(self.atoms, partial(_multiplied, sent), pass_rows(self.width)):
+        source = self.atoms if self._held is None else self._held
+        multiply = partial(_multiplied, residuals.astype(self.kind))
+        out: np.ndarray = np.empty((len(residuals), self.rows), self.kind)
+        for start, stop, part in map_blocks(source, multiply, pass_rows(self.width)):
             out[:, start:stop] = part
         return out
 
@@ -126,4 +124,6 @@ def _first_look(target: np.ndarray, keep: bool, rows: np.ndarray, _: int) -> lis
 
 def _multiplied(residuals: np.ndarray, rows: np.ndarray, _: int) -> np.ndarray:
     """(s, rows) products in the precision of the residuals."""
-    return dots(residuals, np.ascontiguousarray(rows, dtype=residuals.dtype).T)
+    block = np.ascontiguousarray(rows, dtype=residuals.dtype)
+    few = len(residuals) < FEW_RESIDUALS
+    return np.stack([dots(block, residual) for residual in residuals]) if few else dots(residuals, block.T)
