@@ -12,46 +12,12 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls as scipy_nnls
 
 from pursuit.solvers import compressive_pursuit, matching_pursuit, partitioned_pursuit
-from solver_matrices import Elsewhere
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def problem(kind: str, goal: str, n: int = 3000, d: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms and a target: the mean of all, or of few with something that no atom holds."""
-    rng = np.random.default_rng(seed)
-    atoms = rng.standard_normal((n, d))
-    if kind != "random":
-        centres = rng.standard_normal((20, d)) + rng.standard_normal(d)
-        atoms = centres[rng.integers(0, 20, n)] + (0.3 if kind == "tight" else 1.0) * atoms
-    if kind == "doubled":
-        atoms = np.repeat(atoms[: n // 2], 2, axis=0)
-    atoms = unit(atoms)
-    few = atoms[:20].mean(axis=0)
-    other = unit(rng.standard_normal((1, d)))[0] * 0.3 * np.linalg.norm(few)
-    return atoms, atoms.mean(axis=0) if goal == "pool" else few + other
+from solver_matrices import PROBLEMS, Elsewhere, matching_pursuit_with_nnls, problem, unit
 
 
 def distance(atoms: np.ndarray, target: np.ndarray, chosen: np.ndarray) -> float:
     """Relative residual of the best non-negative weights, by scipy."""
     return scipy_nnls(atoms[chosen].T, target, maxiter=10_000)[1] / np.linalg.norm(target)
-
-
-def matching_pursuit_with_nnls(atoms: np.ndarray, target: np.ndarray, k: int) -> list[int]:
-    """Orthogonal matching pursuit with all weights solved again in every step."""
-    chosen: list[int] = []
-    residual = target
-    while len(chosen) < k:
-        scores = atoms @ residual
-        scores[chosen] = -np.inf
-        if scores.max() <= 1e-12:
-            break
-        chosen.append(int(scores.argmax()))
-        weights, _ = scipy_nnls(atoms[chosen].T, target, maxiter=10_000)
-        residual = target - weights @ atoms[chosen]
-    return chosen
 
 
 def textbook_loop(atoms: np.ndarray, target: np.ndarray, k: int, iterations: int) -> tuple[set[int], list[float]]:
@@ -74,9 +40,6 @@ def textbook_loop(atoms: np.ndarray, target: np.ndarray, k: int, iterations: int
         if ended:
             break
     return set(best.tolist()), curve
-
-
-PROBLEMS = [(kind, goal) for kind in ("random", "clustered", "tight", "doubled") for goal in ("pool", "target")]
 
 
 @pytest.mark.parametrize(("kind", "goal"), PROBLEMS)

@@ -86,10 +86,10 @@ def compressive_pursuit(
 
     Non-negative least squares has at most rank(A) positive weights. A budget beyond what one pass can hold is used by
     further passes over the atoms that are left, all against b [ours: nothing correlates with the residual any more].
-    Where more are missing than there are dimensions, the atoms left are dealt out, in short runs of neighbours, to parts
-    that are each asked for d/2 atoms, without swaps: so the work grows with n and not with n times the number of passes. The budget
-    is filled, at weight 0, by correlation with b when passes choose nothing or less than 1/200 of what is missing
-    [ours].
+    Where more are missing than there are dimensions, the atoms left are dealt out, in short runs of neighbours, to
+    parts that are each asked for d/2 atoms, without swaps: so the work grows with n and not with n times the number of
+    passes. The budget is filled, at weight 0, by correlation with b when passes choose nothing or less than 1/200 of
+    what is missing [ours].
 
     [ours]: of equal atoms the first stands for all; the others, and zero atoms, come last. The result is the same on
     every call, and does not depend on `memory_bytes`, on `map`, or on how and where the atoms are served.

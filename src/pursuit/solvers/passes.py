@@ -23,7 +23,7 @@ Map = Callable[[Callable[..., Any], Any], Any]
 
 WORTHWHILE = 200  # further passes that choose less than this part of what is missing are the last
 HELD = 2  # a part is asked for 1/2 of as many atoms as there are dimensions: so many fit together well
-RUNS, LONGEST_RUN = 32, 256  # a part is at least so many runs of neighbouring atoms, which are read from a disk together
+RUNS, LONGEST_RUN = 32, 256  # a part is so many runs of neighbouring atoms or more: a disk reads these together
 
 
 class Watch:
