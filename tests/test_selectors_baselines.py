@@ -137,6 +137,20 @@ def cosines(features: Features) -> np.ndarray:
     return f @ f.T
 
 
+def test_facility_location_refuses_what_it_cannot_use():
+    good = np.eye(3, dtype=np.float32)
+    for similarity, budget, counts, message in (
+        (good[:2], 1, None, r"similarity must be \(n, n\)"),
+        (good, 1, np.ones(2), r"counts \(n,\)"),
+        (good, -1, None, "budget must be a whole number"),
+        (-good, 1, None, "similarity holds a negative number"),
+        (csr_matrix(np.nan * good), 1, None, "similarity holds a negative number, NaN"),
+        (good, 1, np.array([1, np.inf, 1]), "counts holds a negative number, NaN or infinity"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            facility_location(similarity, budget, counts=counts)
+
+
 @pytest.mark.parametrize("settings", [{}, {"dense_rows": 1, "neighbours": 79}])
 def test_craig_is_facility_location_over_cosines_and_its_weights_count_who_is_nearest(settings):
     features = Features.from_array(np.random.default_rng(1).standard_normal((80, 2, 6)), weights=[2, 1])

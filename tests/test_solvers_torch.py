@@ -74,3 +74,10 @@ def test_no_copy_is_made_where_numpy_can_look_at_the_same_memory():
     half = as_rows(torch.ones(5, 3, dtype=torch.bfloat16))
     assert half.shape == (5, 3)
     assert half[np.array([4, 0])].dtype == np.float32
+
+
+def test_lists_of_rows_are_taken():
+    atoms, target, _, _ = tensors(torch.float64)
+    expected = compressive_pursuit(atoms, target, 10).indices.tolist()
+    assert compressive_pursuit(atoms.tolist(), target.tolist(), 10).indices.tolist() == expected
+    assert farthest_point(atoms.tolist(), 3)[0].tolist() == farthest_point(atoms, 3)[0].tolist()

@@ -74,8 +74,9 @@ def first_of_equal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def nearest_neighbours(unit_rows: np.ndarray | torch.Tensor, neighbours: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows most similar to each row, itself not counted, the most similar first (faiss).
 
-    Up to 100,000 rows the search is exact, with n² · d multiplications; beyond, each row is compared with those in the
-    32 nearest of about 4√n cells.
+    Up to 100,000 rows the search is exact, O(n² d); beyond, each row is compared with those in the 32 nearest of about
+    4√n cells (inverted lists, Jégou, Douze and Schmid 2011), O(n^1.5 d). The rows are in memory: `unit_sketch` folds a
+    matrix that is larger to fewer numbers a row.
 
     Args:
         unit_rows: (n, d), numpy or torch.

@@ -68,9 +68,9 @@ class TensorRows:
 
 
 def as_rows(matrix: Matrix) -> RowMatrix:
-    """A torch tensor as a RowMatrix, without a copy; anything else as it is."""
+    """A torch tensor as a RowMatrix, without a copy; a list of rows as an array; a RowMatrix as it is."""
     if not isinstance(matrix, torch.Tensor):
-        return matrix
+        return matrix if hasattr(matrix, "shape") else np.asarray(matrix, dtype=np.float64)
     if matrix.device.type == "cpu" and matrix.dtype in (torch.float32, torch.float64):
         return matrix.detach().numpy()
     return TensorRows(matrix)
