@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
 from dataclasses import asdict
 from itertools import product
@@ -72,18 +71,16 @@ def main(
         out / "run", **RUN, model=str(fetch_model()), pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl")
     )
     for methods, count in product((FIRST, FIRST + OTHERS), range(1, seeds + 1)):
-        started = time.process_time()
         say(f"{count} of {seeds} seeds: {', '.join(methods)}")
         comparison = Comparison(
             methods=methods, budgets=("5%",), seeds=count, train=TRAINING, evaluation=[str(data / "eval.jsonl")],
         )  # fmt: skip
         found = comparison_facts(compare(run, comparison, out / "compare"))
-        seconds = counted_seconds(out / "cpu.json", time.process_time() - started)
         record = {
-            "machine": machine(), "versions": versions(), "seeds": list(range(count)), "cpu_seconds": seconds,
-            "data": read_json(data / "about.json"), "pool_sha256": sha256_file(data / "pool.jsonl"),
-            "run": RUN, "training": asdict(TRAINING), "stage_seconds": read_json(run.folder.path / "timings.json"),
-            "comparison": found, "chosen": _chosen(run),
+            "machine": machine(), "versions": versions(), "seeds": list(range(count)),
+            "cpu_seconds": counted_seconds(out / "cpu.json"), "data": read_json(data / "about.json"),
+            "pool_sha256": sha256_file(data / "pool.jsonl"), "run": RUN, "training": asdict(TRAINING),
+            "stage_seconds": read_json(run.folder.path / "timings.json"), "comparison": found, "chosen": _chosen(run),
         }  # fmt: skip
         results.mkdir(parents=True, exist_ok=True)
         write_json(results / "mixed.json", record)

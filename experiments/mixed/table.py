@@ -46,8 +46,8 @@ def _about(record: Record) -> str:
         f"peak learning rate {training['learning_rate']}, whatever the number of rows; seeds "
         f"{', '.join(map(str, record['seeds']))} (selection, new adapter, order of rows, dropout).\n"
         "- Intervals: 95 %, Student's t over seeds. To random: difference at the same budget, paired by seed.\n"
-        f"- {record['cpu_seconds'] / 60:.0f} CPU minutes; {machine['processor']}, {machine['cores']} cores shared with "
-        f"other work, {machine['threads']} thread; {versions}."
+        f"- {record['cpu_seconds'] / 60:.0f} CPU minutes (more if it was killed on the way); {machine['processor']}, "
+        f"{machine['cores']} cores shared with other work, {machine['threads']} thread; {versions}."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +45,6 @@ COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dic
 }
 KEPT = {"targeted": "eval", "in-domain": "eval", "played": "games"}  # files of held-out rows
 CURVES = ("omp", "gtp(refine=none)")  # selected for their residuals only, not trained on
-COUNTED = "cpu.json"
 
 
 @app.default
@@ -56,7 +54,8 @@ def main(
 ) -> None:  # fmt: skip
     """Make the data, train the first model, select, train on every choice, score; write textgames.json and .md.
 
-    What stands in `out` is not done again.
+    Seed after seed, and the results are written after each: a run that is stopped leaves a balanced table. What stands
+    in `out` is not done again.
 
     Args:
         out: Folder for data, models and trainings.
@@ -66,34 +65,42 @@ def main(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*rows follow the goal as closely.*")  # kept in the diagnostics
-    before, sizes = time.process_time(), Sizes()
+    sizes = Sizes()
     data = make_data(out / "data", sizes)
     model = first_model(data, out / "first", sizes.max_length)
     targets = [f"{kind}={data / f'target-{kind}.jsonl'}" for kind in TARGETS]
-    settings = {**RUN, "model": str(model), "pool": str(data / "pool.jsonl")}
-    run = Run(out / "run", **settings, target=targets)
-    found = {}
-    for name in ("targeted", "in-domain", *(["played"] if play else [])):
-        methods, budgets, kinds, scored = COMPARED[name]
-        say(f"{name}: {', '.join(methods)} at {', '.join(budgets)}")
-        comparison = Comparison(
-            methods=methods, budgets=budgets, seeds=seeds, train=TRAINING, **scored,
-            evaluation=[f"{kind}={data / f'{KEPT[name]}-{kind}.jsonl'}" for kind in kinds],
-        )  # fmt: skip
-        found[name] = comparison_facts(compare(run, comparison, out / name))
+    run = Run(out / "run", **RUN, model=str(model), pool=str(data / "pool.jsonl"), target=targets)
     for text in CURVES:
         _select_for_its_curve(run, text)
-    record = {
+    names = ("targeted", "in-domain", *(["played"] if play else []))
+    for count in range(1, seeds + 1):
+        found = {name: _compared(run, name, count, data, out) for name in names}
+        record = _record(run, found, count, data, out)
+        results.mkdir(parents=True, exist_ok=True)
+        write_json(results / "textgames.json", record)
+        text = write_table(record, results / "textgames.md")
+    print(text)
+
+
+def _compared(run: Run, name: str, seeds: int, data: Path, out: Path) -> dict[str, Any]:
+    methods, budgets, kinds, scored = COMPARED[name]
+    say(f"{name}, {seeds} seeds: {', '.join(methods)} at {', '.join(budgets)}")
+    comparison = Comparison(
+        methods=methods, budgets=budgets, seeds=seeds, train=TRAINING, **scored,
+        evaluation=[f"{kind}={data / f'{KEPT[name]}-{kind}.jsonl'}" for kind in kinds],
+    )  # fmt: skip
+    return comparison_facts(compare(run, comparison, out / name))
+
+
+def _record(run: Run, found: dict[str, Any], seeds: int, data: Path, out: Path) -> dict[str, Any]:
+    return {
         "machine": machine(), "versions": versions(), "seeds": list(range(seeds)),
-        "cpu_seconds": counted_seconds(out / COUNTED, time.process_time() - before),
-        "data": read_json(data / "about.json"), "pool_sha256": sha256_file(data / "pool.jsonl"),
-        "kinds": list(KINDS), "targets": list(TARGETS), "first_training": asdict(FIRST_TRAINING),
-        "training": asdict(TRAINING), "run": RUN, "stage_seconds": read_json(run.folder.path / "timings.json"),
-        "comparisons": found, "chosen": chosen_facts(run, data),
+        "cpu_seconds": counted_seconds(out / "cpu.json"), "data": read_json(data / "about.json"),
+        "pool_sha256": sha256_file(data / "pool.jsonl"), "kinds": list(KINDS), "targets": list(TARGETS),
+        "first_training": asdict(FIRST_TRAINING), "training": asdict(TRAINING), "run": RUN,
+        "stage_seconds": read_json(run.folder.path / "timings.json"), "comparisons": found,
+        "chosen": chosen_facts(run, data),
     }  # fmt: skip
-    results.mkdir(parents=True, exist_ok=True)
-    write_json(results / "textgames.json", record)
-    print(write_table(record, results / "textgames.md"))
 
 
 def _select_for_its_curve(run: Run, text: str) -> None:
