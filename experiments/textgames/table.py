@@ -51,7 +51,8 @@ def _about(record: Record) -> str:
         f"{', '.join(map(str, record['seeds']))} (selection and order of rows).\n"
         f"- Intervals: 95 %, Student's t over seeds. To random: difference at the same budget, paired by seed.\n"
         f"- {record['cpu_seconds'] / 60:.1f} CPU minutes of Python (more if it was killed on the way), without "
-        f"Java's; {machine['processor']}, {machine['cores']} cores shared with other work, {machine['threads']} thread; {versions}."
+        f"Java's; {machine['processor']}, {machine['cores']} cores shared with other work, "
+        f"{machine['threads']} thread; {versions}."
     )
 
 
