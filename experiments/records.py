@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from pursuit.files import read_json, write_json
 from pursuit.report.comparison import Interval, MethodScore
 
 Record = Mapping[str, Any]
-_STARTED = round(time.time())  # with the process id, a name for this process
 
 
 def comparison_facts(compared: Compared) -> dict[str, Any]:
@@ -41,12 +39,11 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def counted_seconds(path: Path) -> float:
-    """CPU seconds of this process, and of those before it that wrote them into the file too."""
-    seconds = read_json(path) if path.exists() else {}
-    seconds[f"{os.getpid()} {_STARTED}"] = time.process_time()
-    write_json(path, seconds)
-    return round(sum(seconds.values()), 1)
+def counted_seconds(path: Path, seconds: float) -> float:
+    """CPU seconds of this process, and of those before it that filled the folder."""
+    total = seconds + (read_json(path)["seconds"] if path.exists() else 0.0)
+    write_json(path, {"seconds": total})
+    return round(total, 1)
 
 
 def score_table(metric: str, found: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from dataclasses import asdict
 from itertools import product
@@ -70,18 +71,21 @@ def main(
     run = Run(
         out / "run", **RUN, model=str(fetch_model()), pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl")
     )
+    counted = 0.0
     for methods, count in product((FIRST, FIRST + OTHERS), range(1, seeds + 1)):
         say(f"{count} of {seeds} seeds: {', '.join(methods)}")
         comparison = Comparison(
             methods=methods, budgets=("5%",), seeds=count, train=TRAINING, evaluation=[str(data / "eval.jsonl")],
         )  # fmt: skip
         found = comparison_facts(compare(run, comparison, out / "compare"))
+        now = time.process_time()
         record = {
             "machine": machine(), "versions": versions(), "seeds": list(range(count)),
-            "cpu_seconds": counted_seconds(out / "cpu.json"), "data": read_json(data / "about.json"),
+            "cpu_seconds": counted_seconds(out / "cpu.json", now - counted), "data": read_json(data / "about.json"),
             "pool_sha256": sha256_file(data / "pool.jsonl"), "run": RUN, "training": asdict(TRAINING),
             "stage_seconds": read_json(run.folder.path / "timings.json"), "comparison": found, "chosen": _chosen(run),
         }  # fmt: skip
+        counted = now
         results.mkdir(parents=True, exist_ok=True)
         write_json(results / "mixed.json", record)
         text = write_table(record, results / "mixed.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -72,10 +73,13 @@ def main(
     run = Run(out / "run", **RUN, model=str(model), pool=str(data / "pool.jsonl"), target=targets)
     for text in CURVES:
         _select_for_its_curve(run, text)
+    counted = 0.0
     names = ("targeted", "in-domain", *(["played"] if play else []))
     for count in range(1, seeds + 1):
         found = {name: _compared(run, name, count, data, out) for name in names}
-        record = _record(run, found, count, data, out)
+        now = time.process_time()
+        seconds, counted = counted_seconds(out / "cpu.json", now - counted), now
+        record = _record(run, found, count, data, seconds)
         results.mkdir(parents=True, exist_ok=True)
         write_json(results / "textgames.json", record)
         text = write_table(record, results / "textgames.md")
@@ -92,10 +96,10 @@ def _compared(run: Run, name: str, seeds: int, data: Path, out: Path) -> dict[st
     return comparison_facts(compare(run, comparison, out / name))
 
 
-def _record(run: Run, found: dict[str, Any], seeds: int, data: Path, out: Path) -> dict[str, Any]:
+def _record(run: Run, found: dict[str, Any], seeds: int, data: Path, seconds: float) -> dict[str, Any]:
     return {
         "machine": machine(), "versions": versions(), "seeds": list(range(seeds)),
-        "cpu_seconds": counted_seconds(out / "cpu.json"), "data": read_json(data / "about.json"),
+        "cpu_seconds": seconds, "data": read_json(data / "about.json"),
         "pool_sha256": sha256_file(data / "pool.jsonl"), "kinds": list(KINDS), "targets": list(TARGETS),
         "first_training": asdict(FIRST_TRAINING), "training": asdict(TRAINING), "run": RUN,
         "stage_seconds": read_json(run.folder.path / "timings.json"), "comparisons": found,
