@@ -6,12 +6,12 @@ import json
 import os
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from demo.fetch import fetch_model
 
 from experiments.mixed.table import write_table
@@ -44,23 +44,26 @@ RUN: dict[str, Any] = {
                "warmup_ratio": 0.1, "micro_batch_tokens": 512},
     "features": {"dimension": 8192, "dtype": "float32", "batch_tokens": 512, "shard_rows": 64},
 }  # fmt: skip
-FIRST = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")
+MAIN = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")
 OTHERS = ("stratified", "kcenter", "craig", "omp(in_domain=true)", "longest", "perplexity", "gradnorm")
+METHODS = {"main": MAIN, "all": MAIN + OTHERS}  # the first by itself, so that a run that is stopped has it whole
 
 
 @app.default
 def main(
-    *, out: Path = Path("runs/mixed"), results: Path = Path("experiments/results"), seeds: int = 3
-) -> None:
+    *, out: Path = Path("runs/mixed"), results: Path = Path("experiments/results"), seeds: int = 3,
+    long: Annotated[bool, Parameter(negative="")] = False,
+) -> None:  # fmt: skip
     """Make the data, take gradients, select, train on every choice, score; write mixed.json and mixed.md.
 
-    Seed after seed, and the results are written after each: a run that is stopped leaves a balanced table. What stands
+    Seed after seed, and the results are written after each: a run that is stopped leaves balanced tables. What stands
     in `out` is not done again.
 
     Args:
         out: Folder for data and trainings.
         results: Folder for the small files that are kept.
         seeds: Trainings of each choice.
+        long: Train on all rows once more, for as long as selecting and training on the choice take together.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     data = out / "data"
@@ -71,25 +74,49 @@ def main(
     run = Run(
         out / "run", **RUN, model=str(fetch_model()), pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl")
     )
+    found: dict[str, Any] = {}
     counted = 0.0
-    for methods, count in product((FIRST, FIRST + OTHERS), range(1, seeds + 1)):
-        say(f"{count} of {seeds} seeds: {', '.join(methods)}")
-        comparison = Comparison(
-            methods=methods, budgets=("5%",), seeds=count, train=TRAINING, evaluation=[str(data / "eval.jsonl")],
-        )  # fmt: skip
-        found = comparison_facts(compare(run, comparison, out / "compare"))
+    for (name, methods), count in product(METHODS.items(), range(1, seeds + 1)):
+        say(f"{name}, {count} of {seeds} seeds: {', '.join(methods)}")
+        found[name] = _compared(run, data, out, methods=methods, budgets=("5%",), seeds=count, train=TRAINING)
+        if long and name == "main" and count == seeds:
+            found["paid"] = _paid(run, data, out)
         now = time.process_time()
-        record = {
-            "machine": machine(), "versions": versions(), "seeds": list(range(count)),
-            "cpu_seconds": counted_seconds(out / "cpu.json", now - counted), "data": read_json(data / "about.json"),
-            "pool_sha256": sha256_file(data / "pool.jsonl"), "run": RUN, "training": asdict(TRAINING),
-            "stage_seconds": read_json(run.folder.path / "timings.json"), "comparison": found, "chosen": _chosen(run),
-        }  # fmt: skip
-        counted = now
-        results.mkdir(parents=True, exist_ok=True)
-        write_json(results / "mixed.json", record)
-        text = write_table(record, results / "mixed.md")
-    print(text)
+        seconds, counted = counted_seconds(out / "cpu.json", now - counted), now
+        print(_publish(run, data, found, seconds, results))
+
+
+def _publish(run: Run, data: Path, found: dict[str, Any], seconds: float, results: Path) -> str:
+    record = {
+        "machine": machine(), "versions": versions(), "cpu_seconds": seconds, "data": read_json(data / "about.json"),
+        "pool_sha256": sha256_file(data / "pool.jsonl"), "run": RUN, "training": asdict(TRAINING), **found,
+        "chosen": _chosen(run),
+    }  # fmt: skip
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / "mixed.json", record)
+    return write_table(record, results / "mixed.md")
+
+
+def _compared(run: Run, data: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    comparison = Comparison(evaluation=[str(data / "eval.jsonl")], **settings)
+    return comparison_facts(compare(run, comparison, out / "compare"))
+
+
+def _paid(run: Run, data: Path, out: Path) -> dict[str, Any]:
+    """Training on all rows, once, for as many rows as selecting by gradients and training on the choice see."""
+    rows = read_json(data / "about.json")["rows"]
+    warmup = RUN["warmup"]
+    seen = {
+        "warm-up": warmup["sample"], "gradients of the pool": rows["pool"] * len(warmup["checkpoint_steps"]),
+        "gradients of the target": rows["target"] * len(warmup["checkpoint_steps"]),
+        "training on the choice": (TRAINING.max_steps or 0) * TRAINING.batch_size,
+    }  # fmt: skip
+    steps = sum(seen.values()) // TRAINING.batch_size
+    found = _compared(
+        run, data, out, methods=("random",), budgets=("100%",), seeds=1, full=False,
+        train=replace(TRAINING, max_steps=steps),
+    )  # fmt: skip
+    return {"rows": seen, "steps": steps, "comparison": found}
 
 
 def _chosen(run: Run) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.plots import score_chart
@@ -9,24 +10,34 @@ from experiments.records import Record, markdown_table, score_table
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
+TITLES = {"main": "Scores", "all": "Scores of all methods"}
 
 
 def write_table(record: Record, path: Path) -> str:
     """Write the page, and its chart beside it; the text of the page."""
-    comparison = record["comparison"]
     parts = ["# The mixed pool, in small", _about(record), "## Expected", EXPECTED.read_text(encoding="utf-8").strip()]
     if FOUND.exists():
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
-    parts += ["## Scores", f"Held out: {comparison['evaluation']}. Loss in nats a token, lower is better."]
-    for metric, found in comparison["metrics"].items():
-        chart = path.with_name(f"{path.stem}-{metric}.svg")
-        score_chart(metric, found, chart)
-        parts += [score_table(metric, found), f"![{metric} by method]({chart.name})"]
-    parts += [f"Failed: {name}: {why}" for name, why in comparison["failed"]]
+    for name, title in TITLES.items():
+        if name in record:
+            parts += [f"## {title}", *_scores(record[name], path.with_name(f"{path.stem}-{name}.svg"))]
     parts += ["## What was chosen", _chosen(record["chosen"]), "## Cost", _cost(record)]
     text = "\n\n".join(parts) + "\n"
     write_text(path, text)
     return text
+
+
+def _scores(comparison: Record, chart: Path) -> Iterator[str]:
+    seeds = sorted({one["seed"] for one in comparison["trainings"]})
+    yield (
+        f"Held out: {comparison['evaluation']}. Loss in nats a token, lower is better. Seeds "
+        f"{', '.join(map(str, seeds))} (selection, new adapter, order of rows, dropout)."
+    )
+    for metric, found in comparison["metrics"].items():
+        score_chart(metric, found, chart)
+        yield score_table(metric, found)
+        yield f"![{metric} by method]({chart.name})"
+    yield from (f"Failed: {name}: {why}" for name, why in comparison["failed"])
 
 
 def _about(record: Record) -> str:
@@ -43,8 +54,7 @@ def _about(record: Record) -> str:
         f"characters of prompt and answer ({collections}; the definitions of Natural Instructions are longer than "
         f"that); {held} of its rows are of the held-out families. Target: {data['rows']['target']} others of them.\n"
         f"- Each training: {training['max_steps']} steps of {training['batch_size']} rows, {training['optimizer']}, "
-        f"peak learning rate {training['learning_rate']}, whatever the number of rows; seeds "
-        f"{', '.join(map(str, record['seeds']))} (selection, new adapter, order of rows, dropout).\n"
+        f"peak learning rate {training['learning_rate']}, whatever the number of rows.\n"
         "- Intervals: 95 %, Student's t over seeds. To random: difference at the same budget, paired by seed.\n"
         f"- {record['cpu_seconds'] / 60:.0f} CPU minutes (more if it was killed on the way); {machine['processor']}, "
         f"{machine['cores']} cores shared with other work, {machine['threads']} thread; {versions}."
@@ -64,16 +74,16 @@ def _chosen(chosen: list[Record]) -> str:
 
 
 def _cost(record: Record) -> str:
-    stages = record["stage_seconds"]
-    whole = [one for found in record["comparison"]["metrics"].values() for one in found["methods"]]
-    full = next(one["training_seconds"] for one in whole if one["method"] == "full")
-    seen = record["training"]["max_steps"] * record["training"]["batch_size"]
-    epoch = full * record["data"]["rows"]["pool"] / seen
-    lines = [["stage", "seconds"], *([name, f"{value:,.0f}"] for name, value in _flat(stages))]
-    lines.append([f"training on {seen} rows", f"{full:,.0f}"])
-    lines.append(["training on the whole pool once, from that", f"{epoch:,.0f}"])
-    return markdown_table(lines) + "\n\nWall time on a busy machine."
-
-
-def _flat(stages: Record) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in stages.items() if isinstance(value, int | float)]
+    paid = record.get("paid")
+    if paid is None:
+        return "Not measured (`--long`)."
+    total = sum(paid["rows"].values())
+    lines = [["rows passed forward and backward", ""], *([name, f"{rows:,}"] for name, rows in paid["rows"].items())]
+    lines.append(["together", f"{total:,}"])
+    (scores,) = paid["comparison"]["metrics"].values()
+    loss = scores["methods"][0]["score"][0]
+    epochs = total / record["data"]["rows"]["pool"]
+    return (
+        markdown_table(lines) + f"\n\nTraining on all rows for as long ({paid['steps']} steps, {epochs:.1f} epochs of "
+        f"the pool; one seed) ends at a held-out loss of **{loss:.3f}**."
+    )
