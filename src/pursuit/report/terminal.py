@@ -67,10 +67,12 @@ def _lines(data: ReportData) -> list[str]:
         lines.append(f"Rows refused: {count(data.refused_total)}")
     ours = next(((name, curve) for name, curve in data.residuals.items() if len(curve)), None)
     if ours is not None:
-        lines.append(f"Residual at the end: {number(ours[1][-1])} of the goal")
+        # further passes start anew: the last entry is how near the last of them came, and not the joint choice
+        lines.append(f"Smallest residual: {number(min(ours[1]))} of the goal")
     weights = weight_summary(data)
     if weights is not None:
-        lines.append(f"Weights: they count like {count(round(weights.effective))} equal ones")
+        alike = round(weights.effective)
+        lines.append(f"Weights: they count like {count(alike)} equal one{'s' * (alike != 1)}")
     price = data.price_per_hour
     costs = [
         f"{COST_NAMES[key]} {duration(seconds)}" + (f" ({money(seconds, price, data.currency)})" if price else "")
