@@ -61,7 +61,8 @@ class FeatureSettings(_Group):
 
     dimension: int = Field(Recipe.dimension, ge=1, description="d, numbers kept of a gradient.")
     projection: ProjectionKind = Field(
-        Recipe.projection, description="sparse (fast), rademacher (dense, as published, slow), none (all coordinates)."
+        Recipe.projection, description="sparse (fast), rademacher (dense, as published, slow), factored (each weight "
+        "matrix from both sides, for full weights: faster, noisier), none (all coordinates)."
     )
     preconditioner: Preconditioner = Field(
         Recipe.preconditioner,
@@ -75,6 +76,12 @@ class FeatureSettings(_Group):
     batch_tokens: int = Field(Recipe.batch_tokens, ge=1, description="Padded tokens a batch: bounds the memory.")
     shard_rows: int = Field(Recipe.shard_rows, ge=1, description="Rows a shard: what a crash can lose.")
     seed: int | None = Field(None, description="Of the projection; --seed at first if not given.")
+
+    @model_validator(mode="after")
+    def _signs_need_gradients(self) -> Self:
+        if self.projection == "factored" and self.preconditioner == "sign":
+            raise ValueError("a factored projection never forms the gradient, so its signs are not known")
+        return self
 
 
 class Settings(_Group):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers.pytorch_utils import Conv1D
 
 from pursuit.errors import ModelError
+from pursuit.gradients.factors import Factors, looked_up, narrowed
 from pursuit.gradients.losses import Batch, example_losses
 from pursuit.gradients.scratch import Scratch
 from pursuit.gradients.split import split_model
@@ -51,18 +52,22 @@ def example_gradients(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def batch_gradients(
-    model: nn.Module, batch: Batch, parameters: Mapping[str, nn.Parameter], consume: Consume
-) -> Tensor:
+    model: nn.Module, batch: Batch, parameters: Mapping[str, nn.Parameter], consume: Consume,
+    factors: Factors | None = None,
+) -> Tensor:  # fmt: skip
     """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) float32 block as backward makes it.
 
     A block is handed over once, to be changed at will, and its memory serves the next one: the peak is one parameter's
     block and never (B, P). Parameters that the loss does not depend on are not reported.
 
+    Args:
+        factors: with them the block of a weight matrix is (B, p, q), projected without being formed.
+
     Returns:
         (B,) losses without graph.
     """
     shape = tuple(batch["input_ids"].shape)
-    with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape) as capture:
+    with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape, factors) as capture:
         losses = example_losses(model, batch, head_apart=capture.within_body(model))
         if losses.requires_grad:
             losses.sum().backward()
@@ -74,9 +79,10 @@ class _Capture:
     """Hooks on the modules that own the parameters, for the duration of a `with`."""
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], consume: Consume, shape: tuple[int, ...]
-    ) -> None:
-        self.consume, self.shape, self.scratch = consume, shape, Scratch()
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], consume: Consume, shape: tuple[int, ...],
+        factors: Factors | None,
+    ) -> None:  # fmt: skip
+        self.consume, self.shape, self.scratch, self.factors = consume, shape, Scratch(), factors
         self.owners = _owning_modules(model, parameters)
         self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
         self.pending: dict[str, Tensor] = {}
@@ -107,6 +113,8 @@ class _Capture:
                 self.expected[name] = self.expected.get(name, 0) + 1
             by_example = self._by_example
             call = _Call(module, names, tuple(map(by_example, inputs)), {k: by_example(v) for k, v in keywords.items()})
+            if self.factors is not None:
+                call = with_narrow_input(call, by_example(output).dim(), self.factors)
             output.register_hook(lambda gradient: self._backward(call, by_example(gradient)))
 
         return forward
@@ -120,7 +128,7 @@ class _Capture:
         return value.detach().unflatten(0, self.shape) if flattened else value.detach()
 
     def _backward(self, call: _Call, gradient: Tensor) -> None:
-        found = matrix_gradients(call.module, call.inputs, gradient, list(call.names), self.scratch)
+        found = matrix_gradients(call, gradient, self.scratch, self.factors)
         if found is None:
             self.deferred.append((call, gradient))  # torch allows no further differentiation inside a backward pass
             return
@@ -141,49 +149,86 @@ class _Capture:
         self.__exit__()  # the calls below must not be captured again
         for call, gradient in self.deferred:
             for local, block in any_module_gradients(call, gradient).items():
-                self._add(call.names[local], block)
+                name = call.names[local]
+                self._add(name, block if self.factors is None else self.factors.reduce(name, block))
         for name, block in self.pending.items():
             self.consume(name, block)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a module: what went in, and its own parameters' names → the model's names for them."""
+    """One call of a module: what went in, and its own parameters' names → the model's names for them.
+
+    `narrow`: the input is that of `weight`, multiplied by its factor already.
+    """
 
     module: nn.Module
     names: dict[str, str]
     inputs: tuple[Any, ...]
     keywords: dict[str, Any]
+    narrow: bool = False
+
+
+def with_narrow_input(call: _Call, output_dim: int, factors: Factors) -> _Call:
+    """The call with its input reduced, where `matrix_gradients` will take it: the input itself need not be kept."""
+    name = call.names.get("weight")
+    if name is None or name not in factors.left:
+        return call
+    if _is_linear(call.module) and output_dim == 3:
+        matrix = factors.left[name] if isinstance(call.module, Conv1D) else factors.right[name]
+        return replace(call, inputs=(narrowed(call.inputs[0], matrix),), narrow=True)
+    if _is_embedding(call.module) and call.inputs[0].dim() == 2:
+        table = call.module
+        found = looked_up(call.inputs[0], factors.left[name], table.num_embeddings, table.padding_idx)  # type: ignore[arg-type]
+        return replace(call, inputs=(found,), narrow=True)
+    return call
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
 
 
 def matrix_gradients(
-    module: nn.Module, inputs: tuple[Any, ...], gradient: Tensor, names: list[str], scratch: Scratch
+    call: _Call, gradient: Tensor, scratch: Scratch, factors: Factors | None
 ) -> dict[str, Tensor] | None:
     """Per-example gradients of a linear map or an embedding by one batched product; None for other modules.
 
     Args:
-        inputs: what the module was called with: (B, T, in), or token ids (B, T).
+        call: what went in: (B, T, in), or token ids (B, T), or the narrow form of either.
         gradient: of its output, (B, T, out).
-        names: the parameters wanted, as the module names them.
         scratch: memory for the weight's block.
 
     Returns:
-        name → (B, *parameter shape), float32.
+        name → (B, *parameter shape) or (B, p, q), float32.
     """
-    forward = type(module).forward
-    if forward in (nn.Linear.forward, Conv1D.forward) and gradient.dim() == 3:
+    module = call.module
+    if _is_linear(module) and gradient.dim() == 3:
         found = {}
-        if "weight" in names:
-            left, right = (inputs[0], gradient) if isinstance(module, Conv1D) else (gradient, inputs[0])
-            shape = (len(left), left.shape[2], right.shape[2])
-            out = scratch.take(shape, left.device) if left.dtype == right.dtype == torch.float32 else None
-            found["weight"] = torch.bmm(left.transpose(1, 2), right, out=out).float()
-        if "bias" in names:
+        if "weight" in call.names:
+            found["weight"] = _product(call, gradient, isinstance(module, Conv1D), scratch, factors)
+        if "bias" in call.names:
             found["bias"] = gradient.float().sum(dim=1)
         return found
-    if isinstance(module, nn.Embedding) and forward is nn.Embedding.forward and len(inputs[0]) == len(gradient):
-        return {"weight": _embedding_gradients(module, inputs[0], gradient)}
+    if _is_embedding(module) and call.narrow:
+        return {"weight": _product(call, gradient, True, scratch, factors)}
+    if _is_embedding(module) and len(call.inputs[0]) == len(gradient):
+        return {"weight": _embedding_gradients(module, call.inputs[0], gradient)}  # type: ignore[arg-type]
     return None
+
+
+def _product(call: _Call, gradient: Tensor, input_first: bool, scratch: Scratch, factors: Factors | None) -> Tensor:
+    """Σ_tokens of the outer products of input and gradient, in the order in which the weight has its axes."""
+    if factors is not None and call.narrow:
+        sides = factors.right if input_first else factors.left
+        gradient = narrowed(gradient, sides[call.names["weight"]])
+    left, right = (call.inputs[0], gradient) if input_first else (gradient, call.inputs[0])
+    shape = (len(left), left.shape[2], right.shape[2])
+    out = scratch.take(shape, left.device) if left.dtype == right.dtype == torch.float32 else None
+    return torch.bmm(left.transpose(1, 2), right.to(left.dtype), out=out).float()
 
 
 def _embedding_gradients(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> Tensor:

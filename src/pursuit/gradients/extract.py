@@ -6,6 +6,7 @@ over several machines, makes the same batches and the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from pursuit.batches import EncodedRows, collate
 from pursuit.errors import ModelError
 from pursuit.features import FeatureStore
-from pursuit.gradients.capture import batch_gradients, example_gradients
+from pursuit.gradients.capture import batch_gradients
+from pursuit.gradients.factors import Factors, make_factors
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import Projection, make_projection
 from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
 from pursuit.recipes import Recipe
 from pursuit.trainable import trainable_parameters
-
 
 class Checkpoints(Protocol):
     """The trajectory as extraction needs it."""
@@ -76,16 +77,27 @@ def prepare(
         features of a batch there.
     """
     _in_one_dtype(model)
-    size = sum(p.numel() for p in trainable_parameters(model).values())
-    projection = make_projection(recipe.projection, size, recipe.dimension, recipe.seed)
+    factors, projection = projections(model, recipe)
 
     def at(checkpoint: int) -> Compute:
         checkpoints.load_into(model, checkpoint)
-        direction = _direction(model, checkpoints, checkpoint, recipe)
-        check_gradients(model, encoded)
+        direction = _direction(model, checkpoints, checkpoint, recipe, factors)
+        check_gradients(model, encoded, direction.factors)
         return lambda rows: batch_features(model, encoded, rows, projection, direction)
 
     return projection.dimension, at
+
+
+def projections(model: nn.Module, recipe: Recipe) -> tuple[Factors | None, Projection]:
+    """The factors, with a factored projection, and what brings the rest to d."""
+    parameters = trainable_parameters(model)
+    sizes = {name: p.numel() for name, p in parameters.items()}
+    factors = None
+    if recipe.projection == "factored":
+        device = next(iter(parameters.values())).device
+        factors = make_factors({n: p.shape for n, p in parameters.items()}, recipe.dimension, recipe.seed, device)
+        sizes = factors.sizes
+    return factors, make_projection(recipe.projection, sum(sizes.values()), recipe.dimension, recipe.seed)
 
 
 def finished_store(folder: Path, rows: int, recipe: Recipe, provenance: Mapping[str, Any]) -> FeatureStore | None:
@@ -127,12 +139,12 @@ def batch_features(
 
     The blocks of (B, P) are used up one parameter at a time as backward makes them.
     """
-    parameters = trainable_parameters(model)
+    parameters, factors = trainable_parameters(model), direction.factors
     device = next(iter(parameters.values())).device
     offsets, begin = {}, 0
     for name, parameter in parameters.items():
         offsets[name] = begin
-        begin += parameter.numel()
+        begin += parameter.numel() if factors is None else factors.sizes[name]
     accumulator = projection.start(len(rows), device)
     squares = torch.zeros(len(rows), device=device)
     waiting = set(parameters)
@@ -142,9 +154,10 @@ def batch_features(
         squares.add_(torch.linalg.vector_norm(block.flatten(1), dim=1).square())
         projection.add(accumulator, offsets[name], direction(name, block).flatten(1))
 
-    losses = batch_gradients(model, collate(encoded, rows, device), parameters, consume)
+    losses = batch_gradients(model, collate(encoded, rows, device), parameters, consume, factors)
     for name in sorted(waiting):  # no gradient reached it: zero, which momentum still moves
-        consume(name, torch.zeros(len(rows), *parameters[name].shape, device=device))
+        zeros = torch.zeros(len(rows), *parameters[name].shape, device=device)
+        consume(name, zeros if factors is None else factors.reduce(name, zeros))
     projected = projection.finish(accumulator)
     norms = projected.norm(dim=1)
     for place, row in enumerate(rows):
@@ -153,12 +166,14 @@ def batch_features(
                 encoded, row, f"loss {losses[place]:.4g}, gradient norm {squares[place].sqrt():.4g}: not finite. "
                 "Try --dtype float32, or look at this row."
             )  # fmt: skip
+    if factors is not None and direction.kind != "sgd":
+        squares.fill_(math.nan)  # of scaled gradients: those of the plain ones are not known
     unit = projected / norms.where(norms > 0, 1.0)[:, None]
     found = {"features": unit, "norms": norms, "gradient_norms": squares.sqrt(), "losses": losses}
     return {name: values.cpu() for name, values in found.items()}
 
 
-def check_gradients(model: nn.Module, encoded: EncodedRows) -> None:
+def check_gradients(model: nn.Module, encoded: EncodedRows, factors: Factors | None = None) -> None:
     """Compare the hooks with plain autograd on two rows of this very model, once a checkpoint.
 
     Weights used outside their module (as some adapters do) would otherwise give wrong gradients in silence.
@@ -169,19 +184,22 @@ def check_gradients(model: nn.Module, encoded: EncodedRows) -> None:
     parameters = trainable_parameters(model)
     first = next(iter(parameters.values()))
     rows = _telling_rows(encoded.lengths[:256])
-    found = example_gradients(model, collate(encoded, rows, first.device))[0]
+    found: dict[str, Tensor] = {}
+    both = collate(encoded, rows, first.device)
+    batch_gradients(model, both, parameters, lambda name, block: found.update({name: block[0].clone()}), factors)
     was_training = model.training
     model.eval()
-    alone = collate(encoded, rows[:1], first.device)
-    loss = model(**alone, use_cache=False).loss
+    loss = model(**collate(encoded, rows[:1], first.device), use_cache=False).loss
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     model.train(was_training)
-    expected = torch.cat([
-        torch.zeros(p.numel(), device=p.device) if g is None else g.float().flatten()
-        for g, p in zip(gradients, parameters.values(), strict=True)
-    ])  # fmt: skip
+    off = whole = 0.0
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        expected = (torch.zeros_like(parameter) if gradient is None else gradient).float()[None]
+        expected = expected[0] if factors is None else factors.reduce(name, expected)[0]
+        off += float((found.get(name, torch.zeros_like(expected)) - expected).square().sum())
+        whole += float(expected.square().sum())
     allowed = 1e-3 if first.dtype == torch.float32 else 0.2
-    error = float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+    error = (off / max(whole, 1e-60)) ** 0.5
     if error > allowed:
         raise ModelError(
             f"per-example gradients differ from this model's own by {error:.1%}: some trained weight is used in a way "
@@ -203,7 +221,9 @@ def _in_one_dtype(model: nn.Module) -> None:
         model.to(frozen.pop())
 
 
-def _direction(model: nn.Module, checkpoints: Checkpoints, number: int, recipe: Recipe) -> Preconditioning:
+def _direction(
+    model: nn.Module, checkpoints: Checkpoints, number: int, recipe: Recipe, factors: Factors | None
+) -> Preconditioning:
     state = checkpoints.moments(number) if recipe.preconditioner in ("less", "adam") else None
     device = next(iter(trainable_parameters(model).values())).device
-    return Preconditioning(recipe.preconditioner, state, recipe.momentum, device)
+    return Preconditioning(recipe.preconditioner, state, recipe.momentum, device, factors)

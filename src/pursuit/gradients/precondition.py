@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pursuit.gradients.factors import Factors
 from pursuit.gradients.scratch import Scratch
 from pursuit.recipes import Preconditioner
 
@@ -41,12 +42,16 @@ class Preconditioning:
         state: Adam's moments at the checkpoint; needed by "less" and "adam".
         momentum: False drops the term β₁m that all examples share [ours].
         device: where the gradients will be.
+        factors: with which gradients of matrices are projected before they are formed. Of a matrix' second moment only
+            the best r cᵀ in the logarithm is then used, and a row's own g² is left out of it [ours]: two diagonal
+            scalings, which the factors take in, so that `self.factors` are the ones to project with.
     """
 
     def __init__(
-        self, kind: Preconditioner, state: AdamState | None, momentum: bool = True, device: torch.device | str = "cpu"
-    ) -> None:
-        self.kind, self.scratch = kind, Scratch()
+        self, kind: Preconditioner, state: AdamState | None, momentum: bool = True,
+        device: torch.device | str = "cpu", factors: Factors | None = None,
+    ) -> None:  # fmt: skip
+        self.kind, self.scratch, self.factors = kind, Scratch(), factors
         if kind in ("sgd", "sign"):
             return
         if state is None:
@@ -61,17 +66,43 @@ class Preconditioning:
 
         self.first = scaled(state.exp_avg, beta1 / correction1 if momentum else 0.0)
         self.second = scaled(state.exp_avg_sq, beta2 / correction2)
+        if factors is not None:
+            self._factor(factors)
 
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
         """(B, *shape) float32 gradients of the parameter `name` to directions of that shape; `gradient` is used up."""
         if self.kind == "sgd":
             return gradient
+        if self.factors is not None and name in self.factors.left:
+            return gradient.mul_(self.share1 * self.heights[name]).add_(self.first[name])
         if self.kind == "sign":
             return gradient.sign_()
         root = self.scratch.take(gradient.shape, gradient.device)
         torch.addcmul(self.second[name], gradient, gradient, value=self.share2, out=root)
         root = root.sqrt_().add_(self.eps) if self.kind == "adam" else root.add_(self.eps).sqrt_()
         return gradient.mul_(self.share1).add_(self.first[name]).div_(root)
+
+    def _factor(self, factors: Factors) -> None:
+        """Put the scaling by the second moment into the factors, and project the term that all examples share."""
+        scales, self.heights = {}, {}
+        for name in factors.left:
+            second = self.second.pop(name)
+            root = second.sqrt() + self.eps if self.kind == "adam" else (second + self.eps).sqrt()
+            *scales[name], self.heights[name] = rank_one(root)
+        self.factors = factors.scaled(scales)
+        for name in factors.left:
+            self.first[name] = self.factors.reduce(name, self.first[name][None])[0] * self.heights[name]
+
+
+def rank_one(root: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Rows (R,), columns (C,) and a number whose product is nearest to 1 / root in the logarithm.
+
+    Rows and columns have a geometric mean of 1, so that half precision holds them. Adafactor (arXiv 1804.04235, section
+    3) takes arithmetic means of the squares, in which a few large entries decide; see benchmarks/RESULTS.md for both.
+    """
+    logs = root.log()
+    middle = logs.mean()
+    return (middle - logs.mean(dim=1)).exp(), (middle - logs.mean(dim=0)).exp(), math.exp(-float(middle))
 
 
 def precondition(

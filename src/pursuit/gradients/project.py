@@ -41,9 +41,10 @@ def make_projection(method: ProjectionKind, size: int, dimension: int, seed: int
     """Build the projection of `size` coordinates to `dimension`.
 
     "sparse" (default): one ±1 a coordinate, O(P) an example. "rademacher": dense ±1/√d as in LESS (arXiv 2402.04333,
-    section 3.2) and TAGCOS, O(P·d) an example. "none": keeps all P coordinates; for tiny P.
+    section 3.2) and TAGCOS, O(P·d) an example. "none": keeps all P coordinates; for tiny P. "factored": the second half
+    of it, sparse, of the `size` numbers that factors left, see `pursuit.gradients.factors`.
     """
-    if method == "sparse":
+    if method in ("sparse", "factored"):
         return SparseProjection(size, dimension, seed)
     if method == "rademacher":
         return DenseProjection(size, dimension, seed)
@@ -94,9 +95,8 @@ class SparseProjection:
         parts = []
         for number in range(start // SIGN_BLOCK, -(-stop // SIGN_BLOCK)):
             base = number * SIGN_BLOCK
-            bits = np.frombuffer(_generator(self.seed, 1, number).bytes(SIGN_BLOCK // 8), dtype=np.uint8)
-            parts.append(np.unpackbits(bits)[max(start - base, 0) : stop - base])
-        signs = torch.from_numpy(np.concatenate(parts)).to(device, torch.float32).mul_(2).sub_(1)
+            parts.append(random_signs(self.seed, 1, number, SIGN_BLOCK)[max(start - base, 0) : stop - base])
+        signs = torch.cat(parts).to(device)
         if self.size <= KEPT_SIGNS:
             self._kept[key] = signs
         return signs
@@ -126,10 +126,8 @@ class DenseProjection:
         return accumulator / self.dimension**0.5
 
     def _matrix(self, number: int) -> Tensor:
-        count = DENSE_ROWS * self.dimension
-        bits = np.frombuffer(_generator(self.seed, 2, number).bytes(-(-count // 8)), dtype=np.uint8)
-        signs = torch.from_numpy(np.unpackbits(bits, count=count).reshape(DENSE_ROWS, self.dimension))
-        return signs.to(torch.float32).mul_(2).sub_(1)
+        signs = random_signs(self.seed, 2, number, DENSE_ROWS * self.dimension)
+        return signs.view(DENSE_ROWS, self.dimension)
 
 
 class NoProjection:
@@ -151,6 +149,12 @@ class NoProjection:
         return accumulator
 
 
+def random_signs(seed: int, purpose: int, place: int, count: int) -> Tensor:
+    """(count,) float32 of ±1 on the CPU, see `_generator`."""
+    bits = np.frombuffer(_generator(seed, purpose, place).bytes(-(-count // 8)), dtype=np.uint8)
+    return torch.from_numpy(np.unpackbits(bits, count=count)).to(torch.float32).mul_(2).sub_(1)
+
+
 def _generator(seed: int, purpose: int, place: int) -> np.random.Generator:
-    """Random bits that depend on (seed, purpose, place) alone; `purpose` keeps shifts, signs and matrices apart."""
+    """Random bits that depend on (seed, purpose, place) alone; `purpose` keeps the different uses apart."""
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, 0, place]))
