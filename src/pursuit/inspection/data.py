@@ -191,6 +191,7 @@ class Prediction:
         warmup_steps, warmup_examples: optimizer steps, and examples in them.
         warmup_tokens: padded tokens through the model in the warm-up; `feature_tokens` and `target_tokens` at each
             checkpoint.
+        feature_operations: floating-point operations of the pool's features, by counting (`inspection.costs`).
         memory: peak of the stage that takes most.
         available_memory: of the device; None unknown.
         measurement: None if nothing was measured, and then no seconds either.
@@ -208,6 +209,7 @@ class Prediction:
     warmup_tokens: int
     feature_tokens: int
     target_tokens: int
+    feature_operations: float
     memory: Memory
     available_memory: int | None = None
     measurement: Measurement | None = None

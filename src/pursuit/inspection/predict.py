@@ -13,6 +13,7 @@ from torch import nn
 from pursuit.batches import plan_batches
 from pursuit.codecs import row_bytes
 from pursuit.encoding import EncodedPool
+from pursuit.inspection.costs import shape_of
 from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
 from pursuit.inspection.measure import measure
 from pursuit.inspection.memory import estimated_peak, total_memory
@@ -56,7 +57,9 @@ def predict(
         trajectory_bytes=3 * checkpoints * sum(p.nbytes for p in trainable_parameters(model).values()),
         free_bytes=shutil.disk_usage(existing_parent(place)).free, warmup_steps=plan.last_step,
         warmup_examples=plan.examples_seen(plan.last_step), warmup_tokens=tokens[0], feature_tokens=tokens[1],
-        target_tokens=target_tokens,
+        target_tokens=target_tokens, feature_operations=checkpoints * shape_of(
+            model, recipe.projection == "factored"
+        ).operations(tokens[1], float(encoded.lengths.mean()), float(encoded.response_lengths.sum())),
         memory=predict_memory(model, encoded.lengths, feature_batches, warmup_batches, measurement),
         available_memory=total_memory(device), measurement=measurement,
         **_seconds(measurement, checkpoints, tokens, target_tokens, len(feature_batches), len(target_batches)),

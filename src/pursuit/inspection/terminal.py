@@ -210,6 +210,10 @@ def _how_measured(found: Prediction) -> list[str]:
         f"{size(found.free_bytes)} are free.",
         f"Memory: about {size(found.memory.bytes)} at the peak ({found.memory.how}).",
     ]
+    operations = f"Operations: {about(found.feature_operations / 1e12)} T for the features of the pool"
+    if found.feature_seconds:
+        operations += f", {about(found.feature_operations / found.feature_seconds / 1e9)} G a second here"
+    lines.append(operations + "; what other machines would take is in docs/scale.md.")
     if found.measurement is not None:
         timings = [timing for timing in (found.measurement.features, found.measurement.warmup) if timing is not None]
         batches, tokens = sum(timing.batches for timing in timings), sum(timing.tokens for timing in timings)
