@@ -1,11 +1,11 @@
 """Extraction against the plain work it stands on: forward + backward of the same batches with every weight frozen.
 
-    python -m benchmarks.extraction [--model FOLDER] [--threads 1] [--rounds 5] [--ranks 8 128]
+    python -m benchmarks run --parts extraction [--model FOLDER [--pool FILE]] [--rounds 5] [--ranks 8 128]
 
 For each case the plain pass, our capture alone, and capture + preconditioning + projection run in turn (A B C A B C …)
 on the same batches; the table gives rows a CPU-second and the ratio to the plain pass, median over the rounds with its
 range. CPU time is counted because other work on the machine disturbs it less than wall time. Without a model
-folder only the small Llama (hidden 256, 4 layers, vocabulary 2048, 128 tokens a row) is measured.
+folder the small Llama (hidden 256, 4 layers, vocabulary 2048, 128 tokens a row) is measured.
 Dense Rademacher in the manner of TRAK and LESS is timed on one row beside it.
 """
 
@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
+from benchmarks.peers.common import small_llama
+from benchmarks.rows import KnownRows, random_rows
 from pursuit.batches import collate, plan_batches
+from pursuit.encoding import Encoder, encode_pool
 from pursuit.gradients import (
     AdamState,
     Preconditioning,
@@ -31,31 +36,10 @@ from pursuit.gradients import (
     make_projection,
     trainable_parameters,
 )
-from pursuit.gradients.extract import batch_features
-
-
-class RandomRows:
-    """Rows of random tokens, the second half of each being the response."""
-
-    def __init__(self, lengths: list[int], vocabulary: int, seed: int = 0) -> None:
-        generator = np.random.default_rng(seed)
-        self.lengths = np.asarray(lengths, dtype=np.int32)
-        self.ids = [generator.integers(3, vocabulary, length, dtype=np.int32) for length in lengths]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.ids[index], np.arange(len(self.ids[index])) >= len(self.ids[index]) // 2
-
-
-def small_llama() -> nn.Module:
-    """The model of the comparisons with other libraries: 3.2M weights in its linear layers."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        hidden_size=256, num_hidden_layers=4, intermediate_size=688, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=2048, max_position_embeddings=256, tie_word_embeddings=False, use_cache=False,
-    )).eval()  # fmt: skip
+from pursuit.gradients.extract import batch_features, projections
+from pursuit.models import load_tokenizer
+from pursuit.pool import Pool
+from pursuit.recipes import Recipe
 
 
 def add_lora(model: nn.Module, rank: int) -> nn.Module:
@@ -98,7 +82,7 @@ def in_turn(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[
     return seconds
 
 
-def measure(label: str, model: nn.Module, rows: RandomRows, batch_tokens: int, rounds: int) -> None:
+def measure(label: str, model: nn.Module, rows: KnownRows, batch_tokens: int, rounds: int) -> None:
     """Print one block of the table."""
     parameters = trainable_parameters(model)
     size = sum(p.numel() for p in parameters.values())
@@ -108,16 +92,19 @@ def measure(label: str, model: nn.Module, rows: RandomRows, batch_tokens: int, r
     moments = {name: torch.rand(p.shape, device=device) * 1e-7 for name, p in parameters.items()}
     state = AdamState(moments, {name: value.square() for name, value in moments.items()}, step=10)
 
-    def features(kind: str, dimension: int) -> Callable[[], None]:
-        direction = Preconditioning(kind, state, device=device)  # type: ignore[arg-type]
-        projection = make_projection("sparse", size, dimension, 0)
+    def features(kind: str, dimension: int, how: str = "sparse") -> Callable[[], None]:
+        recipe = Recipe(dimension=dimension, projection=how, preconditioner=kind)  # type: ignore[arg-type]
+        factors, projection = projections(model, recipe)
+        direction = Preconditioning(kind, state, device=device, factors=factors)  # type: ignore[arg-type]
         return lambda: [batch_features(model, rows, b, projection, direction) for b in batches] and None
 
     seconds = in_turn({
         "plain forward + backward, frozen": lambda: [plain_pass(model, b) for b in tensors] and None,
         "per-example gradients": lambda: [batch_gradients(model, b, parameters, ignore) for b in tensors] and None,
         "  + sgd, d=1024": features("sgd", 1024), "  + sgd, d=8192": features("sgd", 8192),
-        "  + adam, d=8192": features("adam", 8192),
+        "  + adam, d=1024": features("adam", 1024), "  + adam, d=8192": features("adam", 8192),
+        "factored, sgd, d=8192": features("sgd", 8192, "factored"),
+        "factored, adam, d=8192": features("adam", 8192, "factored"),
     }, rounds)  # fmt: skip
     base = seconds["plain forward + backward, frozen"]
     tokens = int(rows.lengths.sum())
@@ -142,37 +129,46 @@ def dense_row(size: int, plain_seconds: float, dimension: int = 8192, sample: in
     print(f"  dense Rademacher, batch 1, d={dimension}: {seconds:.1f} s a row = {seconds / plain_seconds:,.0f} × plain")
 
 
-def main() -> None:
-    """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What this part can be told."""
     parser.add_argument("--model", help="folder of a causal LM with q,k,v,o projections, for example SmolLM2-135M")
+    parser.add_argument("--pool", help="JSONL file: rows as long as its first ones, instead of 40 to 200 tokens")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one (then seconds are wall time)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch-tokens", type=int, default=1024, help="padded tokens a batch of the large model")
-    parser.add_argument("--rows", type=int, default=16, help="rows of the large model")
-    arguments = parser.parse_args()
+    parser.add_argument("--model-rows", type=int, default=16, help="rows of the large model")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the table."""
     torch.set_num_threads(arguments.threads)
     place, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    print(
-        f"torch {torch.__version__}, {place}, {arguments.threads} threads, {arguments.dtype}, {arguments.rounds} rounds"
-    )
+    print(f"{place}, {arguments.threads} threads, {arguments.dtype}, {arguments.rounds} rounds")
 
-    def case(label: str, model: nn.Module, rows: RandomRows, batch_tokens: int) -> None:
+    def case(label: str, model: nn.Module, rows: KnownRows, batch_tokens: int) -> None:
         measure(label, model.to(place, dtype), rows, batch_tokens, arguments.rounds)
 
-    for rank in arguments.ranks:
-        case(f"small Llama, LoRA r={rank}", add_lora(small_llama(), rank), RandomRows([128] * 64, 2048), 2048)
-    case("small Llama, all linear weights", only_linear(small_llama()), RandomRows([128] * 32, 2048), 2048)
     if arguments.model is None:
+        for rank in arguments.ranks:
+            case(f"small Llama, LoRA r={rank}", add_lora(small_llama(), rank), random_rows([128] * 64, 2048), 2048)
+        case("small Llama, all linear weights", only_linear(small_llama()), random_rows([128] * 32, 2048), 2048)
         return
-    lengths = np.random.default_rng(1).integers(40, 200, arguments.rows).tolist()
     for rank in arguments.ranks:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
-        rows = RandomRows(lengths, model.config.vocab_size)
+        rows = rows_for(arguments, model.config.vocab_size)
         case(f"{arguments.model}, LoRA r={rank}", add_lora(model, rank), rows, arguments.batch_tokens)
+
+
+def rows_for(arguments: argparse.Namespace, vocabulary: int) -> KnownRows:
+    """Random tokens; lengths at random, or those of a pool's rows as the model's tokenizer makes them."""
+    if arguments.pool is None:
+        return random_rows(np.random.default_rng(1).integers(40, 200, arguments.model_rows).tolist(), vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = Encoder(load_tokenizer(arguments.model))
+        encoded = encode_pool(Pool([arguments.pool], on_bad_row="skip"), encoder, Path(folder) / "encoded")
+        return random_rows(encoded.lengths[: arguments.model_rows].tolist(), vocabulary)
 
 
 def only_linear(model: nn.Module) -> nn.Module:
@@ -180,7 +176,3 @@ def only_linear(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("proj" in name)
     return model
-
-
-if __name__ == "__main__":
-    main()

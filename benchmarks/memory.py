@@ -57,7 +57,9 @@ def extraction(rows: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from benchmarks.extraction import RandomRows, add_lora, small_llama
+    from benchmarks.extraction import add_lora
+    from benchmarks.peers.common import small_llama
+    from benchmarks.rows import random_rows
     from pursuit.gradients import AdamState, trainable_parameters
     from pursuit.gradients.extract import extract
     from pursuit.recipes import Recipe
@@ -79,7 +81,7 @@ def extraction(rows: int) -> dict[str, float]:
     model = add_lora(small_llama(), 8)
     assert trainable_parameters(model)
     lengths = np.random.default_rng(0).integers(8, 17, rows).tolist()
-    encoded = RandomRows(lengths, 2048)
+    encoded = random_rows(lengths, 2048)
     recipe = Recipe(dimension=DIMENSION, preconditioner="sgd", batch_tokens=2048)
     with tempfile.TemporaryDirectory() as folder, Watch() as watch:
         extract(model, Fixed(), encoded, Path(folder), recipe, provenance={})

@@ -1,0 +1,48 @@
+"""Every figure of benchmarks/RESULTS.md from one place.
+
+    python -m benchmarks run                              # extraction: plain passes and pursuit
+    python -m benchmarks run --peers                      # beside other libraries, installed at first use
+    python -m benchmarks run --peers bergson --sides 16 --rounds 5
+    python -m benchmarks run --parts extraction --model FOLDER
+
+Other parts are commands of their own: benchmarks.kernels, .factors, .solvers, .gtp, .scale, .memory, .codecs, .online,
+.ray_scaling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+
+import torch
+import transformers
+
+from benchmarks import beside, extraction
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    run = parser.add_subparsers(dest="what", required=True).add_parser("run")
+    run.add_argument("--parts", nargs="+", choices=["beside", "extraction"], default=["beside", "extraction"])
+    names = ", ".join(beside.OTHERS)
+    run.add_argument("--peers", nargs="*", default=None, metavar="PEER", help=f"{names}; all of them if none is named")
+    run.add_argument("--sides", type=int, nargs="+", default=[16, 64], help="numbers a side of a matrix")
+    run.add_argument("--rounds", type=int, default=3)
+    run.add_argument("--rows", type=int, default=64)
+    extraction.add_arguments(run)
+    arguments = parser.parse_args()
+    if arguments.peers == []:
+        arguments.peers = list(beside.OTHERS)
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
+    if "beside" in arguments.parts:
+        for side in arguments.sides:
+            beside.compare(arguments.peers or [], side, arguments.rows, arguments.rounds)
+    if "extraction" in arguments.parts:
+        extraction.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

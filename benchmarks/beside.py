@@ -1,0 +1,98 @@
+"""The same work by pursuit, by other libraries and by plain passes, in turn, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.install import PEERS, InstallError, python_of, version_of
+
+SCRIPTS = Path(__file__).parent / "peers"
+FLOOR, OURS = "forward + backward, frozen", "pursuit"
+SLOW = ("trak", "less' own way")  # once is enough
+OTHERS = ("bergson", "dattri-llm", "logix", "trak", "less' own way")
+
+
+def commands(peers: list[str], side: int) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What to call for each way, and the version of each peer; one that cannot be installed is left out, with why."""
+    here = sys.executable
+    ways = {
+        "forward": [here, "plain.py"], FLOOR: [here, "plain.py", "--backward"],
+        OURS: [here, "ours.py", "--side", str(side)],
+    }  # fmt: skip
+    versions = {}
+    for peer in peers:
+        if peer not in PEERS:
+            ways[peer] = [here, "batch_one.py"]
+            continue
+        try:
+            script = f"with_{peer.replace('-', '_')}.py"
+            ways[peer], versions[peer] = [str(python_of(peer)), script, "--side", str(side)], version_of(peer)
+        except InstallError as error:
+            print(f"left out: {error}", flush=True)
+    return ways, versions
+
+
+def once(command: list[str], options: list[str]) -> dict[str, Any] | str:
+    """The line that one process answers with, or the last line of its error."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    root = SCRIPTS.parent.parent
+    environment["PYTHONPATH"] = f"{root / 'src'}{os.pathsep}{root}"
+    script = [command[0], str(SCRIPTS / command[1]), *command[2:], *options]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        return (done.stderr.strip().splitlines() or ["no answer"])[-1]
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def compare(peers: list[str], side: int, rows: int, rounds: int) -> None:
+    """Print the table of one width."""
+    ways, versions = commands(peers, side)
+    options = ["--rows", str(rows)]
+    exact = once([sys.executable, "ours.py", "--side", "0"], ["--rows", "24"])
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name, command in list(ways.items()):
+            if turn and name in SLOW:
+                continue
+            answer = once(command, options)
+            if isinstance(answer, str):
+                print(f"left out: {name} failed: {answer}", flush=True)
+                del ways[name], found[name]
+            else:
+                found[name].append(answer)
+    print(f"\nsmall Llama, {side}×{side} a matrix, {rows} rows of 128 tokens, batches of 16, {rounds} rounds in turn")
+    print(f"{'':28} rows/CPU-s (range)     × frozen pass   pursuit is   added MB   bytes/row   cosines'")
+    print(f"{'':28}                                         × faster                          agreement")
+    for name, answers in found.items():
+        print(_line(name, answers, found, exact if isinstance(exact, dict) else {}, versions))
+
+
+def _line(
+    name: str, answers: list[dict[str, Any]], found: dict[str, list[dict[str, Any]]], exact: dict[str, Any],
+    versions: dict[str, str],
+) -> str:  # fmt: skip
+    def rates(which: str) -> list[float]:
+        return [answer["rows_a_cpu_second"] for answer in found[which]]
+
+    mine, middle = rates(name), statistics.median(rates(name))
+    floor = statistics.median(a / b for a, b in zip(mine, rates(FLOOR), strict=False))
+    gain = statistics.median(b / a for a, b in zip(mine, rates(OURS), strict=False))
+    last = answers[-1]
+    memory = statistics.median(answer["added_mb"] for answer in answers)
+    pairs = last.get("cosines", []), exact.get("cosines", [])
+    agreement = f"{statistics.correlation(*pairs):.3f}" if len(pairs[0]) == len(pairs[1]) > 1 else "–"
+    title = f"{name} {versions.get(name, '')}".strip()
+    spread = f"{middle:6.2f} ({min(mine):.2f}–{max(mine):.2f})"
+    return (
+        f"{title:28} {spread:22} {floor:8.3f}      {gain:8.2f}   {memory:8.0f}   {last.get('bytes_a_row', 0):9,.0f}   "
+        f"{agreement:>6}   {last['computed']}"
+    )
+

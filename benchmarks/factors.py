@@ -1,0 +1,179 @@
+"""What features lose when gradients are projected before they are formed, and when Adam's second moment has rank one.
+
+    python -m benchmarks.factors --model FOLDER --pool POOL.jsonl --target TARGET.jsonl --run FOLDER [--rows 120]
+
+After a short warm-up, made in the run folder if it does not stand there, the gradients of the rows at the last
+checkpoint are formed once, and every form of the features is made of the very same gradients. Against the exact
+features (nothing projected, Adam with its whole second moment): rank correlation and error of the inner products
+between rows, rank correlation of the LESS scores, and what part of the choices of TAGCOS and LESS (10 % of the rows)
+comes back. What another seed of the sparse projection changes is the measure for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from pursuit import Features, Less, Run, Tagcos
+from pursuit.batches import EncodedRows, collate, plan_batches
+from pursuit.gradients import AdamState, Preconditioning, batch_gradients, make_projection, trainable_parameters
+from pursuit.gradients.factors import Factors, make_factors
+from pursuit.stages import Stages
+
+SMALL = {"lora": {"rank": 16, "alpha": 64}, "warmup": {"batch_size": 6, "sample": 180, "checkpoint_steps": [30]}}
+
+
+@dataclass
+class Form:
+    """A way to make features of gradients: a preconditioner, perhaps factors, and a projection."""
+
+    direction: Preconditioning
+    factors: Factors | None
+    method: str
+    dimension: int
+    seed: int = 0
+
+    def start(self, sizes: Mapping[str, int], examples: int) -> None:
+        """Make ready for a batch."""
+        self.sizes = dict(sizes) if self.factors is None else self.factors.sizes
+        self.projection = make_projection(self.method, sum(self.sizes.values()), self.dimension, self.seed)  # type: ignore[arg-type]
+        self.offsets = dict(zip(self.sizes, np.cumsum([0, *self.sizes.values()]).tolist(), strict=False))
+        self.accumulator = self.projection.start(examples, torch.device("cpu"))
+
+    def add(self, name: str, block: Tensor) -> None:
+        """Take one parameter's gradients, (B, *shape)."""
+        if self.direction.factors is not None:
+            block = self.direction.factors.reduce(name, block)
+        self.projection.add(self.accumulator, self.offsets[name], self.direction(name, block.clone()).flatten(1))
+
+    def rows(self) -> Tensor:
+        """(B, d) of unit length."""
+        return nn.functional.normalize(self.projection.finish(self.accumulator), dim=1)
+
+
+def features(model: nn.Module, encoded: EncodedRows, rows: int, forms: Mapping[str, Form]) -> dict[str, np.ndarray]:
+    """(rows, d) of each form, from one pass."""
+    parameters = trainable_parameters(model)
+    sizes = {name: p.numel() for name, p in parameters.items()}
+    found: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in forms}
+    for batch in plan_batches(range(rows), encoded.lengths, 512):
+        for form in forms.values():
+            form.start(sizes, len(batch))
+
+        def consume(name: str, block: Tensor) -> None:
+            for form in forms.values():
+                form.add(name, block)
+
+        batch_gradients(model, collate(encoded, batch), parameters, consume)
+        for name, form in forms.items():
+            found[name].append((batch, form.rows()))
+    places = {name: np.argsort([row for batch, _ in parts for row in batch]) for name, parts in found.items()}
+    return {name: torch.cat([part for _, part in parts]).numpy()[places[name]] for name, parts in found.items()}
+
+
+def rank_one_moment(state: AdamState, arithmetic: bool) -> AdamState:
+    """The state with every matrix' second moment replaced by r cᵀ: Adafactor's, or that of `rank_one`."""
+    second = {}
+    for name, value in state.exp_avg_sq.items():
+        moment = value.double().clamp(min=1e-30)
+        if value.dim() != 2:
+            second[name] = value
+        elif arithmetic:
+            second[name] = (moment.mean(1)[:, None] * moment.mean(0)[None] / moment.mean()).float()
+        else:
+            logs = moment.log()
+            second[name] = (logs.mean(1)[:, None] + logs.mean(0)[None] - logs.mean()).exp().float()
+    return replace(state, exp_avg_sq=second)
+
+
+def forms_for(model: nn.Module, state: AdamState, momentum: bool) -> dict[str, tuple[Form, Form]]:
+    """name → the form of the pool's rows, and that of the target's, whose gradients stay plain."""
+    shapes = {name: p.shape for name, p in trainable_parameters(model).items()}
+    found: dict[str, tuple[Form, Form]] = {}
+
+    def add(title: str, kind: str, moments: AdamState, method: str, d: int, seed: int = 0, wider: int = 1) -> None:
+        factors = make_factors(shapes, d * wider, seed) if method == "factored" else None
+        directions = [
+            Preconditioning(which, moments, momentum, factors=factors)  # type: ignore[arg-type]
+            for which in (kind, "sgd")
+        ]
+        found[title] = tuple(Form(direction, factors, method, d, seed) for direction in directions)  # type: ignore[assignment]
+
+    for kind in ("sgd", "adam"):
+        add(f"{kind}, exact", kind, state, "none", 1)
+        for d in (1024, 8192):
+            add(f"{kind}, sparse d={d}", kind, state, "sparse", d)
+            add(f"{kind}, sparse d={d}, other seed", kind, state, "sparse", d, 1)
+            for wider in (1, 4, 16):
+                add(f"{kind}, factored d={d}, {wider} × wider", kind, state, "factored", d, wider=wider)
+    add("adam, Adafactor's moment", "adam", rank_one_moment(state, True), "none", 1)
+    add("adam, moment of rank one", "adam", rank_one_moment(state, False), "none", 1)
+    return found
+
+
+def compare(pool: Mapping[str, np.ndarray], target: Mapping[str, np.ndarray], sources: pa.Array) -> None:
+    """Print the table."""
+    count = len(next(iter(pool.values())))
+    budget = round(count / 10)
+
+    def scores(name: str) -> np.ndarray:
+        return pool[name] @ target[name].mean(axis=0)
+
+    def chosen(name: str, seed: int = 0) -> tuple[set[int], set[int]]:
+        nothing = np.full((1, count), np.nan, np.float32)
+        table = pa.table({"source": sources})
+        held = Features([pool[name]], np.ones(1), table, nothing, nothing)
+        aim = np.full((1, len(target[name])), np.nan, np.float32)
+        goal = Features([target[name]], np.ones(1), pa.table({"source": ["t"] * len(target[name])}), aim, aim)
+        clusters = Tagcos(clusters=10).select(held, budget, seed=seed)
+        return set(clusters.indices.tolist()), set(Less().select(held, budget, target=goal).indices.tolist())
+
+    upper = np.triu_indices(count, 1)
+    print(f"{'':40} rows: rank  mean error | LESS score: rank | kept: TAGCOS  LESS")
+    for name in pool:
+        exact = name.split(",")[0] + ", exact"
+        cosines = [(pool[which] @ pool[which].T)[upper] for which in (name, exact)]
+        kept = [len(a & b) / budget for a, b in zip(chosen(name), chosen(exact), strict=True)]
+        print(
+            f"{name:40}   {spearmanr(*cosines)[0]:8.3f}  {np.abs(cosines[0] - cosines[1]).mean():10.4f} | "
+            f"{spearmanr(scores(name), scores(exact))[0]:16.3f} | {kept[0]:12.2f}  {kept[1]:4.2f}"
+        )
+    again = len(chosen("adam, exact", 1)[0] & chosen("adam, exact")[0]) / budget
+    print(f"TAGCOS with another k-means seed, exact features: {again:.2f} kept; at random {budget / count:.2f}")
+
+
+def main() -> None:
+    """Warm up where nothing stands, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "pool", "target", "run"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--weights", nargs="*", help="patterns of weights of the model itself, for a LoRA")
+    asked = parser.parse_args()
+    settings = {**SMALL, **({"weights": asked.weights} if asked.weights else {})}
+    run = Run(Path(asked.run), model=asked.model, pool=[asked.pool], target=[asked.target], **settings)
+    trajectory, stages = run.warmup(), Stages(run.folder, run.settings)
+    encoded, model = stages.encode(), stages.model
+    target, _ = stages.encode_target()
+    trajectory.load_into(model, 0)
+    model.eval()
+    rows = min(asked.rows, len(encoded))
+    forms = forms_for(model, trajectory.moments(0), momentum=True)
+    found = features(model, encoded, rows, {name: pair[0] for name, pair in forms.items()})
+    aims = features(model, target, len(target), {name: pair[1] for name, pair in forms.items()})
+    size = sum(p.numel() for p in trainable_parameters(model).values())
+    matrices = sum(p.dim() == 2 for p in trainable_parameters(model).values())
+    print(f"P = {size:,} in {matrices} matrices, {rows} rows, {len(target)} of the target, checkpoint at step 30")
+    compare(found, aims, encoded.rows["source"].slice(0, rows).combine_chunks())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""TRAK: gradients by vmap, projected with dense random signs to as many numbers as 512 allow in bearable time."""
+
+import tempfile
+
+import torch
+import torch.nn.functional as F
+from common import TOKENS, VOCABULARY, answer, losses, parse, row_ids, small_llama
+from trak import TRAKer
+from trak.gradient_computers import FunctionalGradientComputer
+from trak.modelout_functions import AbstractModelOutput
+from trak.projectors import BasicProjector, ProjectionType
+
+DIMENSION, ROWS = 64, 8
+asked = parse()
+model = small_llama("eager")
+
+
+class RowLoss(AbstractModelOutput):
+    """The loss of one row, for vmap; of a batch, without weights."""
+
+    def __init__(self) -> None:
+        pass
+
+    @staticmethod
+    def get_output(model, weights, buffers, ids, _):
+        if weights is None:
+            return losses(model, ids)
+        logits = torch.func.functional_call(model, (weights, buffers), kwargs={"input_ids": ids[None]}).logits[0, :-1]
+        return F.cross_entropy(logits.reshape(-1, VOCABULARY), ids[1:].reshape(-1))
+
+    def get_out_to_loss_grad(self, model, weights, buffers, batch):
+        return torch.ones(len(batch[0]), 1)
+
+
+size = sum(p.numel() for p in model.parameters())
+projector = BasicProjector(
+    grad_dim=size, proj_dim=DIMENSION, seed=0, proj_type=ProjectionType.rademacher, device=torch.device("cpu"),
+    block_size=64, dtype=torch.float32,
+)  # fmt: skip
+
+
+def work(ids: torch.Tensor) -> None:
+    tracer = TRAKer(
+        model, RowLoss(), train_set_size=len(ids), save_dir=tempfile.mkdtemp(), device="cpu", projector=projector,
+        proj_dim=DIMENSION, use_half_precision=False, gradient_computer=FunctionalGradientComputer,
+    )  # fmt: skip
+    tracer.load_checkpoint(model.state_dict(), model_id=0)
+    for begin in range(0, len(ids), asked.batch):
+        some = ids[begin : begin + asked.batch]
+        tracer.featurize(batch=[some, torch.arange(begin, begin + len(some))], num_samples=len(some))
+
+
+answer(work, row_ids(ROWS), ROWS, f"all {size / 1e6:.1f}M weights, dense signs to d={DIMENSION}, {TOKENS} tokens")
