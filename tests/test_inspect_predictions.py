@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pursuit.inspection import inspect
+from pursuit.inspection import autotune, inspect
 from pursuit.inspection.data import Measurement, Timing
 from pursuit.inspection.measure import spread, time_batches
 from pursuit.inspection.memory import estimated_peak, peak_memory, reset_peak, used_memory
@@ -218,3 +218,37 @@ def test_chosen_examples_are_distinct_and_no_source_waits_for_a_third_turn_of_an
     for source in set(sources):
         if shown.count(source) < sources.count(source):
             assert all(shown.count(other) <= shown.count(source) + 1 for other in set(sources))
+
+
+def test_autotune_proposes_what_its_measurements_say(values: dict[str, Any], tmp_path: Path) -> None:
+    """The smallest d whose two seeds agree, a stored type that adds little to its noise, the fastest batch; and the
+    prediction is that of a run with the proposal."""
+    found = inspect(**{**values, "lora": {"rank": 16}}, autotune=True)
+    proposal, prediction = found.proposal, found.prediction
+    assert proposal is not None
+    assert prediction is not None
+    grown = list(proposal.agreement.values())
+    assert grown[-1] > grown[0]
+    assert all(value < autotune.ENOUGH for d, value in proposal.agreement.items() if d < proposal.dimension)
+    assert proposal.agreement[proposal.dimension] >= autotune.ENOUGH or proposal.dimension == max(proposal.agreement)
+    assert proposal.code_error["float16"] < proposal.code_error["int8"] < proposal.code_error["bits"]
+    assert proposal.code_error[proposal.dtype] <= autotune.ADDED
+    assert proposal.rates[proposal.batch_tokens] >= 0.97 * max(proposal.rates.values())
+    settings = {**values, "lora": {"rank": 16}, "features": {**SMALL["features"], **proposal.settings()}}
+    run = Run(tmp_path, **settings)
+    assert run.extract().dimension == prediction.dimension == proposal.dimension
+    assert prediction.store_bytes == pytest.approx(stored_bytes(run.folder.features), rel=0.05)
+
+
+def test_agreement_of_two_seeds_is_that_of_two_extractions(values: dict[str, Any], tmp_path: Path) -> None:
+    """At the model as given, so of a run whose warm-up does not move it."""
+    frozen = {**values, "warmup": {"checkpoint_steps": [1], "batch_size": 8, "learning_rate": 1e-30}}
+    found = inspect(**values, autotune=True).proposal
+    assert found is not None
+    products = []
+    for seed in (0, 1):
+        features = {**SMALL["features"], "preconditioner": "sgd", "dtype": "float32", "seed": seed}
+        rows = Run(tmp_path / str(seed), **{**frozen, "features": features}).extract().checkpoint(0)[:]
+        products.append((rows @ rows.T)[np.triu_indices(len(rows), 1)])
+    assert found.rows == 80
+    assert found.agreement[1024] == pytest.approx(np.corrcoef(*products)[0, 1], abs=1e-3)

@@ -9,7 +9,7 @@ from pursuit.cli.app import Config, Flags, Folder, app, resolve
 
 @app.command
 def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, measure: bool = True,
-            settings: Flags = None) -> None:  # fmt: skip
+            autotune: bool = False, settings: Flags = None) -> None:  # fmt: skip
     """Show what will be learnt from, before any heavy work.
 
     Rendered examples with the response tokens marked, lengths, truncation, duplicates, sources, refused rows, and the
@@ -18,11 +18,12 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
     Args:
         examples: How many rendered examples to show.
         measure: Time a few batches on the model to predict the hours.
+        autotune: Also try projections, stored types and batch sizes on up to 200 rows, and propose settings (a minute).
     """
     from pursuit.inspection import inspect_pool
 
     folder, values = resolve(run, config, settings, needs_run=False)
-    inspect_pool(folder, values, examples, measure)
+    inspect_pool(folder, values, examples, measure, autotune)
 
 
 @app.command

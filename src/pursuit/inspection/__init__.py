@@ -19,19 +19,23 @@ from rich.console import Console
 
 from pursuit.encoding import EncodedPool, encode_pool
 from pursuit.errors import SettingsError
+from pursuit.inspection.autotune import autotune as autotune_features
 from pursuit.inspection.data import Inspection, Prediction, TargetView
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
 from pursuit.inspection.terminal import print_findings, print_inspection, print_prospects, size
 from pursuit.leaks import find_leaks
 from pursuit.pool import Pool, Refusal
+from pursuit.progress import say
 from pursuit.run import Run
+from pursuit.settings import merge, settings_from
 
 __all__ = ["Inspection", "Prediction", "inspect", "inspect_pool", "print_inspection"]
 
 
 def inspect(
-    folder: str | Path | None = None, *, examples: int = 3, measure: bool = True, **settings: Any
+    folder: str | Path | None = None, *, examples: int = 3, measure: bool = True, autotune: bool = False,
+    **settings: Any,
 ) -> Inspection:  # fmt: skip
     """What a run would learn from, and the hours, gigabytes and memory it would take.
 
@@ -42,6 +46,8 @@ def inspect(
         folder: a run folder; if a run is there, its settings are used. Without one, nothing is kept.
         examples: how many rendered rows.
         measure: time a few batches on the model, for about 20 seconds.
+        autotune: also propose d, stored type and batch size from up to 200 rows, in about a minute; the prediction is
+            then that of the proposal.
         settings: as for `Run`: model, pool, target, …
 
     Raises:
@@ -50,15 +56,17 @@ def inspect(
         DataError, ModelError: a file of the pool or the model cannot be read.
     """
     with _opened(folder, settings, examples) as look:
-        return _with_prediction(look, measure)
+        return _with_prediction(look, measure, autotune)
 
 
-def inspect_pool(folder: Path, values: Mapping[str, Any], examples: int, measure: bool) -> None:
+def inspect_pool(
+    folder: Path, values: Mapping[str, Any], examples: int, measure: bool, autotune: bool = False
+) -> None:
     """The command: `inspect`, printed as it becomes known; `Path("")` for no folder."""
     console = Console()
     with _opened(None if folder == Path() else folder, values, examples) as look:
         print_findings(look.inspection, console)
-        print_prospects(_with_prediction(look, measure), console)
+        print_prospects(_with_prediction(look, measure, autotune), console)
 
 
 @dataclass(frozen=True)
@@ -123,11 +131,16 @@ def _view_target(
     return target, view
 
 
-def _with_prediction(look: _Look, measure: bool) -> Inspection:
+def _with_prediction(look: _Look, measure: bool, tune: bool) -> Inspection:
     if look.encoded is None:
         return look.inspection
-    prediction = predict(look.run.model, look.run.settings, look.encoded, look.target, look.place, measure)
-    found = replace(look.inspection, prediction=prediction)
+    model, settings, proposal = look.run.model, look.run.settings, None
+    if tune:
+        say("trying projections, stored types and batch sizes …")
+        proposal = autotune_features(model, look.encoded, settings.feature_recipe())
+        settings = settings_from(merge(settings.model_dump(), {"features": proposal.settings()}))
+    prediction = predict(model, settings, look.encoded, look.target, look.place, measure)
+    found = replace(look.inspection, prediction=prediction, proposal=proposal)
     return replace(found, warnings=tuple(_warnings(found, prediction, look)))
 
 

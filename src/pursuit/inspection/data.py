@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pursuit.recipes import StoredType
+
 
 @dataclass(frozen=True)
 class RefusalGroup:
@@ -226,13 +228,38 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """What was found, and what follows from it.
+
+    Attributes:
+        rows: on which it was measured.
+        agreement: by d, the correlation of the rows' inner products between two seeds.
+        code_error: by stored type, its mean square error on inner products, as a share of the projection's.
+        rates: by padded tokens a batch, tokens a second.
+        dimension, dtype, batch_tokens: proposed.
+    """
+
+    rows: int
+    agreement: dict[int, float]
+    code_error: dict[StoredType, float]
+    rates: dict[int, float]
+    dimension: int
+    dtype: StoredType
+    batch_tokens: int
+
+    def settings(self) -> dict[str, int | str]:
+        """As the group `features` takes them."""
+        return {"dimension": self.dimension, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Everything that `pursuit inspect` shows.
 
     Attributes:
         model: id or path. max_length: tokens kept of a row.
         on_bad_row: the run's setting, "error" or "skip".
-        target: None without one. prediction: None when no row is usable.
+        target: None without one. prediction: None when no row is usable. proposal: None unless asked for.
         warnings: what is worth a second look, in sentences.
     """
 
@@ -243,6 +270,7 @@ class Inspection:
     target: TargetView | None
     examples: tuple[ShownExample, ...]
     prediction: Prediction | None = None
+    proposal: Proposal | None = None
     warnings: tuple[str, ...] = ()
 
     @property

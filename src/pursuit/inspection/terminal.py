@@ -10,7 +10,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pursuit.inspection.data import Inspection, Lengths, PoolView, Prediction, RefusalGroup, ShownExample, TargetView
+from pursuit.inspection.data import (
+    Inspection,
+    Lengths,
+    PoolView,
+    Prediction,
+    Proposal,
+    RefusalGroup,
+    ShownExample,
+    TargetView,
+)
 from pursuit.report.text import about, count, duration, number, percent, shorten, visible
 
 RESPONSE = "black on green"  # a background, so that white space shows
@@ -38,8 +47,11 @@ def print_findings(inspection: Inspection, console: Console) -> None:
 
 def print_prospects(inspection: Inspection, console: Console) -> None:
     """What the run will take, what is worth a second look, and what `select` would do."""
+    if inspection.proposal is not None:
+        console.print(_heading("What is proposed for the features"))
+        console.print(Group(*map(Text, _proposed(inspection.proposal))))
     if inspection.prediction is not None:
-        console.print(_heading("What it will take"))
+        console.print(_heading("What it will take" + (", as proposed" if inspection.proposal else "")))
         console.print(_prediction_table(inspection.prediction))
         console.print(Group(*map(Text, _how_measured(inspection.prediction))))
     for warning in inspection.warnings:
@@ -223,6 +235,19 @@ def _how_measured(found: Prediction) -> list[str]:
             f"tokens in {duration(seconds)}. Not counted: loading, encoding, writing, and the choosing itself."
         )
     return lines
+
+
+def _proposed(found: Proposal) -> list[str]:
+    by_dimension = ", ".join(f"d={d}: {value:.3f}" for d, value in found.agreement.items())
+    by_code = ", ".join(f"{code} {share:.3f}" for code, share in found.code_error.items())
+    by_batch = ", ".join(f"{size}: {rate:,.0f}" for size, rate in found.rates.items())
+    flags = " ".join(f"--features.{name.replace('_', '-')} {value}" for name, value in found.settings().items())
+    return [
+        f"Agreement of the rows' inner products between two projection seeds, {found.rows} rows: {by_dimension}.",
+        f"Error that a stored type adds, as a share of the projection's at d={found.dimension}: {by_code}.",
+        f"Padded tokens a second, by tokens a batch: {by_batch}.",
+        f"Proposed: {flags}",
+    ]
 
 
 def size(number_of_bytes: float) -> str:
