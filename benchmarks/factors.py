@@ -1,6 +1,6 @@
 """What features lose when gradients are projected before they are formed, and when Adam's second moment has rank one.
 
-    python -m benchmarks.factors --model FOLDER --pool POOL.jsonl --target TARGET.jsonl --run FOLDER [--rows 120]
+    python -m benchmarks.factors --model FOLDER --pool POOL.jsonl --target TARGET.jsonl --run FOLDER [--rows 100]
 
 After a short warm-up, made in the run folder if it does not stand there, the gradients of the rows at the last
 checkpoint are formed once, and every form of the features is made of the very same gradients. Against the exact
@@ -26,9 +26,10 @@ from pursuit import Features, Less, Run, Tagcos
 from pursuit.batches import EncodedRows, collate, plan_batches
 from pursuit.gradients import AdamState, Preconditioning, batch_gradients, make_projection, trainable_parameters
 from pursuit.gradients.factors import Factors, make_factors
+from pursuit.gradients.project import Projection
 from pursuit.stages import Stages
 
-SMALL = {"lora": {"rank": 16, "alpha": 64}, "warmup": {"batch_size": 6, "sample": 180, "checkpoint_steps": [30]}}
+SMALL = {"lora": {"rank": 8, "alpha": 32}, "warmup": {"batch_size": 6, "sample": 180, "checkpoint_steps": [30]}}
 
 
 @dataclass
@@ -40,22 +41,26 @@ class Form:
     method: str
     dimension: int
     seed: int = 0
+    projection: Projection | None = None
 
     def start(self, sizes: Mapping[str, int], examples: int) -> None:
         """Make ready for a batch."""
-        self.sizes = dict(sizes) if self.factors is None else self.factors.sizes
-        self.projection = make_projection(self.method, sum(self.sizes.values()), self.dimension, self.seed)  # type: ignore[arg-type]
-        self.offsets = dict(zip(self.sizes, np.cumsum([0, *self.sizes.values()]).tolist(), strict=False))
+        if self.projection is None:
+            sizes = sizes if self.factors is None else self.factors.sizes
+            self.projection = make_projection(self.method, sum(sizes.values()), self.dimension, self.seed)  # type: ignore[arg-type]
+            self.offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
         self.accumulator = self.projection.start(examples, torch.device("cpu"))
 
     def add(self, name: str, block: Tensor) -> None:
         """Take one parameter's gradients, (B, *shape)."""
+        assert self.projection is not None
         if self.direction.factors is not None:
             block = self.direction.factors.reduce(name, block)
         self.projection.add(self.accumulator, self.offsets[name], self.direction(name, block.clone()).flatten(1))
 
     def rows(self) -> Tensor:
         """(B, d) of unit length."""
+        assert self.projection is not None
         return nn.functional.normalize(self.projection.finish(self.accumulator), dim=1)
 
 
@@ -63,20 +68,20 @@ def features(model: nn.Module, encoded: EncodedRows, rows: int, forms: Mapping[s
     """(rows, d) of each form, from one pass."""
     parameters = trainable_parameters(model)
     sizes = {name: p.numel() for name, p in parameters.items()}
-    found: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in forms}
+    found: dict[str, np.ndarray] = {}
+
+    def consume(name: str, block: Tensor) -> None:
+        for form in forms.values():
+            form.add(name, block)
+
     for batch in plan_batches(range(rows), encoded.lengths, 512):
         for form in forms.values():
             form.start(sizes, len(batch))
-
-        def consume(name: str, block: Tensor) -> None:
-            for form in forms.values():
-                form.add(name, block)
-
         batch_gradients(model, collate(encoded, batch), parameters, consume)
         for name, form in forms.items():
-            found[name].append((batch, form.rows()))
-    places = {name: np.argsort([row for batch, _ in parts for row in batch]) for name, parts in found.items()}
-    return {name: torch.cat([part for _, part in parts]).numpy()[places[name]] for name, parts in found.items()}
+            some = form.rows().numpy()
+            found.setdefault(name, np.empty((rows, some.shape[1]), np.float32))[batch] = some
+    return found
 
 
 def rank_one_moment(state: AdamState, arithmetic: bool) -> AdamState:
@@ -155,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "pool", "target", "run"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--weights", nargs="*", help="patterns of weights of the model itself, for a LoRA")
     asked = parser.parse_args()
     settings = {**SMALL, **({"weights": asked.weights} if asked.weights else {})}
