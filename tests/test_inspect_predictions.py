@@ -49,7 +49,7 @@ def stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize(("dtype", "projection"), [("float16", "sparse"), ("float32", "none")])
+@pytest.mark.parametrize(("dtype", "projection"), [("float16", "sparse"), ("float32", "none"), ("int8", "factored")])
 def test_predicted_store_and_checkpoints_are_as_large_as_the_real_ones(
     values: dict[str, Any], tmp_path: Path, dtype: str, projection: str
 ) -> None:
@@ -65,10 +65,10 @@ def test_predicted_store_and_checkpoints_are_as_large_as_the_real_ones(
     assert predicted.trajectory_bytes == pytest.approx(stored_bytes(run.folder.warmup), rel=0.1)
 
 
-@pytest.mark.parametrize("preconditioner", ["adam", "sgd"])
-def test_hours_are_positive_and_add_up(values: dict[str, Any], preconditioner: str) -> None:
+@pytest.mark.parametrize(("preconditioner", "projection"), [("adam", "sparse"), ("sgd", "none"), ("adam", "factored")])
+def test_hours_are_positive_and_add_up(values: dict[str, Any], preconditioner: str, projection: str) -> None:
     target = [values["pool"][0].replace("pool.jsonl", "target.jsonl")]
-    settings = {**values, "features": {**SMALL["features"], "preconditioner": preconditioner}}
+    settings = {**values, "features": {**SMALL["features"], "preconditioner": preconditioner, "projection": projection}}
     found = inspect(**settings, target=target).prediction
     assert found is not None
     assert found.measurement is not None

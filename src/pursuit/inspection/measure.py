@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import nn
 
 from pursuit.batches import EncodedRows, collate
 from pursuit.errors import PursuitError
-from pursuit.gradients.extract import batch_features, check_gradients
+from pursuit.gradients.extract import batch_features, check_gradients, projections
 from pursuit.gradients.losses import token_losses
 from pursuit.gradients.precondition import AdamState, Preconditioning
-from pursuit.gradients.project import DENSE_ROWS, make_projection
+from pursuit.gradients.project import DENSE_ROWS, Projection, make_projection
 from pursuit.inspection.data import Measurement, Timing
 from pursuit.inspection.memory import peak_memory, reset_peak, used_memory
 from pursuit.recipes import Recipe
@@ -45,13 +46,15 @@ def measure(
     device = next(iter(parameters.values())).device
     moments = [{name: torch.full_like(p, 0.0, dtype=torch.float32) for name, p in parameters.items()} for _ in range(2)]
     state = AdamState(moments[0], moments[1], step=0)
-    direction = Preconditioning(recipe.preconditioner, state, recipe.momentum, device)
+    dense_apart = replace(recipe, projection="sparse") if recipe.projection == "rademacher" else recipe
+    factors, projection = projections(model, dense_apart)
+    direction = Preconditioning(recipe.preconditioner, state, recipe.momentum, device, factors)
     features = warmup = None
     dense, problem = 0.0, None
     try:
-        check_gradients(model, encoded)
+        check_gradients(model, encoded, direction.factors)
         share = seconds * SHARE_OF_FEATURES
-        features, dense = _time_features(model, encoded, recipe, direction, feature_batches, share)
+        features, dense = _time_features(model, encoded, recipe, direction, projection, feature_batches, share)
         warmup = _time_warmup(model, encoded, warmup_batches, seconds - share)
     except PursuitError as error:
         problem = str(error)
@@ -63,12 +66,11 @@ def measure(
 
 
 def _time_features(
-    model: nn.Module, encoded: EncodedRows, recipe: Recipe, direction: Preconditioning, batches: Batches,
-    seconds: float,
+    model: nn.Module, encoded: EncodedRows, recipe: Recipe, direction: Preconditioning, projection: Projection,
+    batches: Batches, seconds: float,
 ) -> tuple[Timing, float]:  # fmt: skip
     """A dense projection costs the same for one row as for a full batch: it is timed apart, the rest with a sparse."""
     size, dense = parameter_count(model), recipe.projection == "rademacher"
-    projection = make_projection("sparse" if dense else recipe.projection, size, recipe.dimension, recipe.seed)
     device = next(model.parameters()).device
 
     def work(rows: list[int]) -> None:
