@@ -89,7 +89,7 @@ def _of_run(path: Path) -> dict[str, Any]:
         say(f"{path}: {text}")
         methods[text] = _of_method(_Chooser(run, method(name, **parameters), pool, target), stored)
     return {
-        "run": path.name, "rows": len(pool[0]), "checkpoints": len(pool), "stored": stored, "methods": methods,
+        "run": f"{path.parent.name}/{path.name}", "rows": len(pool[0]), "checkpoints": len(pool), "stored": stored, "methods": methods,
         "stage_seconds": read_json(path / "timings.json"),
     }  # fmt: skip
 
