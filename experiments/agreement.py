@@ -22,7 +22,7 @@ from experiments.records import Record, machine, markdown_table
 from pursuit import Features, Run
 from pursuit.codecs import decode, encode
 from pursuit.compare.plan import parse_method
-from pursuit.files import read_json, write_json, write_text
+from pursuit.files import write_json, write_text
 from pursuit.progress import say
 from pursuit.run_folder import versions
 from pursuit.selectors import Selector, method, parse_budget
@@ -89,8 +89,8 @@ def _of_run(path: Path) -> dict[str, Any]:
         say(f"{path}: {text}")
         methods[text] = _of_method(_Chooser(run, method(name, **parameters), pool, target), stored)
     return {
-        "run": f"{path.parent.name}/{path.name}", "rows": len(pool[0]), "checkpoints": len(pool), "stored": stored, "methods": methods,
-        "stage_seconds": read_json(path / "timings.json"),
+        "run": f"{path.parent.name}/{path.name}", "rows": len(pool[0]), "checkpoints": len(pool), "stored": stored,
+        "methods": methods,
     }  # fmt: skip
 
 

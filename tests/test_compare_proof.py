@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,17 @@ import pytest
 from pursuit.compare import Comparison, compare
 from pursuit.compare.plan import FULL, UNTRAINED, cells
 from pursuit.compare.results import comparison_data, interval
+from pursuit.compare.work import Job
 from test_compare import TRAIN, begun, settings  # noqa: F401  (begun is a fixture)
 from test_run import place  # noqa: F401  (a fixture)
 
 TRIALS, SEEDS = 400, 3
+JOB = Job(
+    name="gtp-5%-seed0", cells="cells", run="run", encoded=None,
+    settings={"lora": None, "adapter": None, "weights": ["*"], "dtype": "float32"}, model_digest="m",
+    indices=np.array([3, 1]), weights=np.array([0.5, 2.0]), num_rows=9, way=TRAIN, seed=0,
+    evaluation=("heldout.jsonl",), evaluation_digest="e", metrics=("loss",), scorers=(), players=(), keep_model=False,
+)  # fmt: skip
 
 
 def test_identical_subsets_have_identical_scores(begun, tmp_path):  # noqa: F811
@@ -36,6 +44,14 @@ def test_identical_subsets_have_identical_scores(begun, tmp_path):  # noqa: F811
     rows = {(row["method"], row["seed"]): row["score.loss"] for row in found.runs.to_pylist()}
     for seed in (0, 1):
         assert rows[twice[0], seed] == rows[twice[1], seed]
+
+
+def test_weights_make_another_cell_only_where_they_are_used():
+    other = np.array([0.5, 2.0 + 1e-9])
+    assert replace(JOB, weights=other).folder == JOB.folder
+    weighted = replace(JOB, way=replace(TRAIN, weighted=True))
+    assert replace(weighted, weights=other).folder != weighted.folder != JOB.folder
+    assert replace(JOB, indices=np.array([3, 2])).folder != JOB.folder
 
 
 def test_an_interval_covers_a_known_mean_as_often_as_it_says():

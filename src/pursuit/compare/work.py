@@ -64,7 +64,9 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where the cell is kept: other settings are another folder, so nothing is ever mixed."""
-        chosen = None if self.indices is None else [self.indices.tolist(), np.asarray(self.weights).tolist()]
+        weighted = self.way is not None and self.way.weighted  # otherwise weights change nothing that is done
+        weights = np.asarray(self.weights).tolist() if weighted else None
+        chosen = None if self.indices is None else [self.indices.tolist(), weights]
         trained = {name: self.settings[name] for name in ("lora", "adapter", "weights", "dtype")}
         key = fingerprint([
             self.model_digest, trained, chosen, self.num_rows, None if self.way is None else asdict(self.way),
