@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from cyclopts import App
 from experiments.optbatch.cells import Cell, trained, untrained
 from experiments.optbatch.studies import STUDIES, Study
 from experiments.optbatch.table import summary, write_table
-from experiments.records import counted_seconds, machine
+from experiments.records import machine
 from pursuit.files import sha256_file, write_json
 from pursuit.progress import say
 from pursuit.run_folder import versions
@@ -43,14 +42,13 @@ def main(
     results.mkdir(parents=True, exist_ok=True)
     for count in range(1, seeds + 1):
         for name in studies:
-            begun, folder = time.process_time(), out / name
+            folder = out / name
             study = STUDIES[name](folder)
             record = {
                 "study": name, "about": study.about, "machine": machine(), "versions": versions(),
                 "pool_sha256": sha256_file(study.pool), "recipe": asdict(study.recipe),
                 "lora": None if study.lora is None else asdict(study.lora), **_carry_out(study, folder, count),
             }  # fmt: skip
-            record["cpu_seconds"] = counted_seconds(folder / "cpu.json", time.process_time() - begun)
             write_json(results / f"optbatch-{name}.json", record)
             print(write_table(record, results / f"optbatch-{name}.md"))
 

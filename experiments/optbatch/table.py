@@ -83,9 +83,15 @@ def _about(record: Record) -> str:
         "differences are paired by seed.\n"
         "- CPU: processor seconds of the training's process, scoring and choosing included, evaluation not; other work "
         "ran beside it, which disturbs these by some percent. FLOPs: counted, as docs/online.md says.\n"
-        f"- {record['cpu_seconds'] / 60:.0f} CPU minutes in all; {machine['processor']}, {machine['cores']} cores, "
+        f"- {_minutes(record):.0f} CPU minutes of training; {machine['processor']}, {machine['cores']} cores, "
         f"{machine['threads']} thread; {versions}."
     )
+
+
+def _minutes(record: Record) -> float:
+    """Of all trainings; one that is at equal steps and at equal time both was made once."""
+    cells = {(cell["arm"], cell["seed"], cell["steps"]): cell for which in TITLES for cell in record["trainings"][which]}
+    return sum(cell["cpu_seconds"] for cell in cells.values()) / 60
 
 
 def _scores(arms: Sequence[Record], first: Mapping[str, float]) -> str:
