@@ -90,8 +90,8 @@ def _about(record: Record) -> str:
 
 def _minutes(record: Record) -> float:
     """Of all trainings; one that is at equal steps and at equal time both was made once."""
-    cells = {(cell["arm"], cell["seed"], cell["steps"]): cell for which in TITLES for cell in record["trainings"][which]}
-    return sum(cell["cpu_seconds"] for cell in cells.values()) / 60
+    every = [cell for which in TITLES for cell in record["trainings"][which]]
+    return sum({(cell["arm"], cell["seed"], cell["steps"]): cell["cpu_seconds"] for cell in every}.values()) / 60
 
 
 def _scores(arms: Sequence[Record], first: Mapping[str, float]) -> str:
