@@ -121,7 +121,7 @@ def smollm2(folder: Path) -> Study:
         about="SmolLM2-135M-Instruct, a LoRA of rank 8 on its attention projections, on short rows of the mixed pool",
         model=fetch_model(), lora=Lora(rank=8, alpha=32, dropout=0.0),
         recipe=FineTune(
-            max_steps=16, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
+            max_steps=12, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=512, recovery_seconds=1e9,
         ),
         arms=arms(("random", "optbatch"), (0.5,)), timed=arms(("random", "optbatch"), (0.5,)),
