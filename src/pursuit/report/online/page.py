@@ -70,10 +70,11 @@ def _share(data: OnlineData, part: str, whole: str) -> float:
 
 def _tiles(data: OnlineData) -> list[dict[str, str]]:
     saved, spent = data.total("flops_saved"), data.total("flops_spent")
+    share = _share(data, "seconds", "step_seconds")
     tiles = [
         ("Steps", count(int(data.steps[-1]["step"])) if data.steps else "0", "logged"),
         ("Kept", percent(_share(data, "kept", "candidates")), "of the candidates"),
-        ("In selection", duration(data.total("seconds")), f"{percent(_share(data, 'seconds', 'step_seconds'))} of all"),
+        ("In selection", duration(data.total("seconds")), f"{percent(share)} of the time" if known(share) else ""),
         ("FLOPs saved", percent(saved / (saved + spent)) if saved + spent else "–", "of training on all"),
     ]
     return [{"name": name, "value": value.replace("-", "−"), "detail": detail} for name, value, detail in tiles]

@@ -14,7 +14,7 @@ from pursuit.report.text import duration, number
 
 MOST_SPANS = 120
 COLOURS = 7  # @method-1 … in the style sheet
-LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": "@ink"}}
+LEGEND = {"orientation": "h", "traceorder": "normal", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": "@ink"}}
 
 
 def figures(data: OnlineData) -> dict[str, Figure]:
@@ -22,7 +22,7 @@ def figures(data: OnlineData) -> dict[str, Figure]:
     found = {
         "losses": lines(data, {"candidates": "candidate_loss", "kept": "kept_loss"}, "mean loss of the examples"),
         "strata": _strata(data),
-        "spread": lines(data, {"spread": "spread"}, "mean distance to the nearest chosen before"),
+        "spread": lines(data, {"spread": "spread"}, "mean distance"),
         "seconds": lines(data, {"whole step": "step_seconds", "selection": "seconds"}, "seconds a step"),
         "flops": _flops(data),
     }
@@ -36,7 +36,8 @@ def lines(data: OnlineData, names: dict[str, str], unit: str) -> Figure | None:
         return None
     across = spans(data.values("step"))
     drawn = [_line(shown, across, spans(values), unit) for shown, values in known.items()]
-    return {"data": drawn, "layout": _layout(unit, len(drawn) > 1, rangemode="normal")}
+    from_zero = unit.startswith("seconds")
+    return {"data": drawn, "layout": _layout(unit, len(drawn) > 1, "tozero" if from_zero else "normal")}
 
 
 def _line(name: str, across: list[float | None], values: list[float | None], unit: str) -> Figure:
