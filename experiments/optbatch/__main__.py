@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
 from experiments.optbatch.cells import Cell, trained, untrained
-from experiments.optbatch.studies import STUDIES, Study
+from experiments.optbatch.studies import STUDIES, Arm, Study
 from experiments.optbatch.table import summary, write_table
 from experiments.records import machine
 from pursuit.files import sha256_file, write_json
 from pursuit.progress import say
 from pursuit.run_folder import versions
 
+UNTIMED = (0.2,)  # near full's time at the same steps: a training more would tell little
 app = App(name="experiments.optbatch", help=__doc__)
 
 
@@ -29,8 +31,8 @@ def main(
 ) -> None:  # fmt: skip
     """Train every arm for the same steps, then for the same CPU time; write optbatch-STUDY.json and .md.
 
-    Seed after seed, and the results are written after each: a run that is stopped leaves a balanced table. What stands
-    in `out` is not done again.
+    One rate after the other, and the results are written after each of its seeds: a run that is stopped leaves a table
+    of what it did. What stands in `out` is not done again.
 
     Args:
         out: Folder for data and trainings.
@@ -40,45 +42,49 @@ def main(
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     results.mkdir(parents=True, exist_ok=True)
-    for count in range(1, seeds + 1):
-        for name in studies:
-            folder = out / name
-            study = STUDIES[name](folder)
-            record = {
-                "study": name, "about": study.about, "machine": machine(), "versions": versions(),
-                "pool_sha256": sha256_file(study.pool), "recipe": asdict(study.recipe),
-                "lora": None if study.lora is None else asdict(study.lora), **_carry_out(study, folder, count),
-            }  # fmt: skip
-            write_json(results / f"optbatch-{name}.json", record)
-            print(write_table(record, results / f"optbatch-{name}.md"))
+    for name in studies:
+        study = STUDIES[name](out / name)
+        about = {
+            "study": name, "about": study.about, "machine": machine(), "versions": versions(),
+            "pool_sha256": sha256_file(study.pool), "recipe": asdict(study.recipe),
+            "lora": None if study.lora is None else asdict(study.lora),
+        }  # fmt: skip
+        text = ""
+        for found in _rounds(study, out / name, seeds):
+            write_json(results / f"optbatch-{name}.json", {**about, **found})
+            text = write_table({**about, **found}, results / f"optbatch-{name}.md")
+        print(text)
 
 
-def _carry_out(study: Study, folder: Path, seeds: int) -> dict[str, Any]:
-    """Trainings of the first `seeds` seeds. The steps that equal CPU time allows are told by all seeds before the last.
+def _rounds(study: Study, folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
+    """All that is known after each round: one rate with one seed, beside training on all with that seed.
 
-    Each seed's own ratio would be as noisy as one training's clock; so the steps of a seed are those of the median over
-    it and the seeds before it.
+    The steps that equal CPU time allows are those of the median over this seed and those before it, as the ratio of two
+    trainings is noisy.
     """
     rows, heldout = study.rows(folder)
     cells = folder / "cells"
     cells.mkdir(parents=True, exist_ok=True)
     steps = study.recipe.max_steps
     assert steps is not None
-    equal_steps: list[Cell] = []
-    equal_time: list[Cell] = []
-    for seed in range(seeds):
-        for arm in study.arms:
+    before = untrained(study, heldout, folder)
+    same_steps: dict[tuple[str, int], Cell] = {}
+    same_time: dict[tuple[str, int], Cell] = {}
+    for rate, seed in product(study.rates, range(seeds)):
+        for arm in (Arm("full"), *(Arm(name, rate) for name in study.names)):
             say(f"{study.name}: {arm.label}, seed {seed}, {steps} steps")
-            equal_steps.append(trained(study, rows, heldout, cells, arm, seed, steps))
-        for arm in study.timed:
-            allowed = affordable_steps(equal_steps, arm.label, steps)
+            same_steps[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, steps)
+        same_time["full", seed] = same_steps["full", seed]
+        for arm in (Arm(name, rate) for name in study.timed if rate not in UNTIMED):
+            allowed = affordable_steps(list(same_steps.values()), arm.label, steps)
             say(f"{study.name}: {arm.label}, seed {seed}, {allowed} steps in the time of {steps} on all")
-            equal_time.append(trained(study, rows, heldout, cells, arm, seed, allowed))
-    return {
-        "seeds": list(range(seeds)), "pool_rows": len(rows), "heldout_rows": len(heldout), "steps": steps,
-        "untrained": untrained(study, heldout, folder), "equal_steps": summary(equal_steps),
-        "equal_time": summary(equal_time), "trainings": {"equal_steps": equal_steps, "equal_time": equal_time},
-    }  # fmt: skip
+            same_time[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, allowed)
+        yield {
+            "seeds": sorted({seed for _, seed in same_steps}), "pool_rows": len(rows), "heldout_rows": len(heldout),
+            "steps": steps, "untrained": before, "equal_steps": summary(list(same_steps.values())),
+            "equal_time": summary(list(same_time.values())),
+            "trainings": {"equal_steps": list(same_steps.values()), "equal_time": list(same_time.values())},
+        }  # fmt: skip
 
 
 def affordable_steps(cells: Sequence[Cell], arm: str, steps: int) -> int:

@@ -44,11 +44,6 @@ class Arm:
         return batch_selection(self.name, prune=self.prune, seed=seed)
 
 
-def arms(names: tuple[str, ...], rates: tuple[float, ...]) -> tuple[Arm, ...]:
-    """Training on all, and each name at each rate."""
-    return (Arm("full"), *(Arm(name, rate) for rate in rates for name in names))
-
-
 @dataclass(frozen=True)
 class Study:
     """One model on one pool.
@@ -57,7 +52,8 @@ class Study:
         about: in words, for the table.
         lora: None trains all weights.
         recipe: of the equal-steps trainings; `max_steps` is S, `batch_size` the candidates B.
-        arms: compared at equal steps; `timed`: those among them compared at equal CPU time too.
+        names: selectors that are compared with training on all; `timed`: those compared at equal CPU time too.
+        rates: pruning rates, those that matter most first.
         pool, heldout: JSONL files of conversations.
     """
 
@@ -66,8 +62,9 @@ class Study:
     model: Path
     lora: Lora | None
     recipe: FineTune
-    arms: tuple[Arm, ...]
-    timed: tuple[Arm, ...]
+    names: tuple[str, ...]
+    timed: tuple[str, ...]
+    rates: tuple[float, ...]
     pool: Path
     heldout: tuple[Path, ...]
     max_length: int
@@ -103,8 +100,8 @@ def textgames(folder: Path) -> Study:
             max_steps=32, batch_size=16, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=1024, recovery_seconds=1e9,
         ),
-        arms=arms(("random", "hardest", "infobatch", "optbatch"), (0.2, 0.5, 0.7)),
-        timed=arms(("random", "optbatch"), (0.5, 0.7)), pool=data / "pool.jsonl",
+        names=("random", "optbatch", "hardest", "infobatch"), timed=("random", "optbatch"), rates=(0.5, 0.7, 0.2),
+        pool=data / "pool.jsonl",
         heldout=tuple(data / f"eval-{kind}.jsonl" for kind in KINDS), max_length=GAMES.max_length,
     )  # fmt: skip
 
@@ -124,7 +121,7 @@ def smollm2(folder: Path) -> Study:
             max_steps=12, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=512, recovery_seconds=1e9,
         ),
-        arms=arms(("random", "optbatch"), (0.5,)), timed=arms(("random", "optbatch"), (0.5,)),
+        names=("random", "optbatch"), timed=("random", "optbatch"), rates=(0.5,),
         pool=data / "pool.jsonl", heldout=(data / "eval.jsonl",), max_length=256, template="chatml",
     )  # fmt: skip
 
