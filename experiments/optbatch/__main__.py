@@ -57,7 +57,7 @@ def main(
 
 
 def _rounds(study: Study, folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
-    """All that is known after each round: one rate with one seed, beside training on all with that seed.
+    """All that is known after each round: some selectors at one rate with one seed, and training on all with it.
 
     The steps that equal CPU time allows are those of the median over this seed and those before it, as the ratio of two
     trainings is noisy.
@@ -70,12 +70,12 @@ def _rounds(study: Study, folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
     before = untrained(study, heldout, folder)
     same_steps: dict[tuple[str, int], Cell] = {}
     same_time: dict[tuple[str, int], Cell] = {}
-    for rate, seed in product(study.rates, range(seeds)):
-        for arm in (Arm("full"), *(Arm(name, rate) for name in study.names)):
+    for rate, names, seed in product(study.rates, filter(None, (study.timed, study.others)), range(seeds)):
+        for arm in (Arm("full"), *(Arm(name, rate) for name in names)):
             say(f"{study.name}: {arm.label}, seed {seed}, {steps} steps")
             same_steps[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, steps)
         same_time["full", seed] = same_steps["full", seed]
-        for arm in (Arm(name, rate) for name in study.timed if rate not in UNTIMED):
+        for arm in (Arm(name, rate) for name in names if name in study.timed and rate not in UNTIMED):
             allowed = affordable_steps(list(same_steps.values()), arm.label, steps)
             say(f"{study.name}: {arm.label}, seed {seed}, {allowed} steps in the time of {steps} on all")
             same_time[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, allowed)
