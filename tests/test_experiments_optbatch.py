@@ -1,4 +1,4 @@
-"""The OptBatch experiment: equal time is equal time, and differences are paired by seed. All numbers are invented."""
+"""The OptBatch experiment: equal cost is equal cost, and differences are paired by seed. All numbers are invented."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cell(arm: str, seed: int, cpu: float = 10.0, loss: float = 2.0, exact: float
     }  # fmt: skip
 
 
-def test_an_arm_has_as_many_steps_as_the_time_of_training_on_all_pays_for() -> None:
+def test_an_arm_has_as_many_steps_as_the_cost_of_training_on_all_pays_for() -> None:
     cells = [
         cell("full", 0, 10), cell("random 0.5", 0, 5), cell("full", 1, 20), cell("random 0.5", 1, 8),
         cell("full", 2, 10), cell("random 0.5", 2, 1),

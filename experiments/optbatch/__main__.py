@@ -20,7 +20,7 @@ from pursuit.files import sha256_file, write_json
 from pursuit.progress import say
 from pursuit.run_folder import versions
 
-UNTIMED = (0.2,)  # near full's time at the same steps: a training more would tell little
+NEAR_FULL = (0.2,)  # near full's cost at the same steps: a training more would tell little
 app = App(name="experiments.optbatch", help=__doc__)
 
 
@@ -29,7 +29,7 @@ def main(
     *, out: Path = Path("runs/optbatch"), results: Path = Path("experiments/results"), seeds: int = 3,
     studies: Sequence[str] = tuple(STUDIES),
 ) -> None:  # fmt: skip
-    """Train every arm for the same steps, then for the same CPU time; write optbatch-STUDY.json and .md.
+    """Train every arm for the same steps, then for the same number of operations; write optbatch-STUDY.json and .md.
 
     One rate after the other, and the results are written after each of its seeds: a run that is stopped leaves a table
     of what it did. What stands in `out` is not done again.
@@ -59,8 +59,7 @@ def main(
 def _rounds(study: Study, folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
     """All that is known after each round: some selectors at one rate with one seed, and training on all with it.
 
-    The steps that equal CPU time allows are those of the median over this seed and those before it, as the ratio of two
-    trainings is noisy.
+    Cost is made equal by counted operations: processor time was seen to change by a quarter with what others did.
     """
     rows, heldout = study.rows(folder)
     cells = folder / "cells"
@@ -69,28 +68,28 @@ def _rounds(study: Study, folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
     assert steps is not None
     before = untrained(study, heldout, folder)
     same_steps: dict[tuple[str, int], Cell] = {}
-    same_time: dict[tuple[str, int], Cell] = {}
-    for rate, names, seed in product(study.rates, filter(None, (study.timed, study.others)), range(seeds)):
+    same_cost: dict[tuple[str, int], Cell] = {}
+    for rate, names, seed in product(study.rates, filter(None, (study.costed, study.others)), range(seeds)):
         for arm in (Arm("full"), *(Arm(name, rate) for name in names)):
             say(f"{study.name}: {arm.label}, seed {seed}, {steps} steps")
             same_steps[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, steps)
-        same_time["full", seed] = same_steps["full", seed]
-        for arm in (Arm(name, rate) for name in names if name in study.timed and rate not in UNTIMED):
+        same_cost["full", seed] = same_steps["full", seed]
+        for arm in (Arm(name, rate) for name in names if name in study.costed and rate not in NEAR_FULL):
             allowed = affordable_steps(list(same_steps.values()), arm.label, steps)
-            say(f"{study.name}: {arm.label}, seed {seed}, {allowed} steps in the time of {steps} on all")
-            same_time[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, allowed)
+            say(f"{study.name}: {arm.label}, seed {seed}, {allowed} steps for the operations of {steps} on all")
+            same_cost[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, allowed)
         yield {
             "seeds": sorted({seed for _, seed in same_steps}), "pool_rows": len(rows), "heldout_rows": len(heldout),
             "steps": steps, "untrained": before, "equal_steps": summary(list(same_steps.values())),
-            "equal_time": summary(list(same_time.values())),
-            "trainings": {"equal_steps": list(same_steps.values()), "equal_time": list(same_time.values())},
+            "equal_flops": summary(list(same_cost.values())),
+            "trainings": {"equal_steps": list(same_steps.values()), "equal_flops": list(same_cost.values())},
         }  # fmt: skip
 
 
 def affordable_steps(cells: Sequence[Cell], arm: str, steps: int) -> int:
-    """How many steps of an arm take the CPU time that `steps` on all take: the median over seeds."""
-    seconds = {(cell["arm"], cell["seed"]): cell["cpu_seconds"] for cell in cells}
-    ratios = [seconds["full", seed] / own for (name, seed), own in seconds.items() if name == arm]
+    """How many steps of an arm take the operations that `steps` on all take: the median over the seeds so far."""
+    flops = {(cell["arm"], cell["seed"]): cell["flops"] for cell in cells}
+    ratios = [flops["full", seed] / own for (name, seed), own in flops.items() if name == arm]
     return max(1, round(steps * statistics.median(ratios)))
 
 

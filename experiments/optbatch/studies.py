@@ -52,7 +52,7 @@ class Study:
         about: in words, for the table.
         lora: None trains all weights.
         recipe: of the equal-steps trainings; `max_steps` is S, `batch_size` the candidates B.
-        timed: selectors that are compared with training on all at equal steps and at equal CPU time; `others`: at equal
+        costed: selectors that are compared with training on all at equal steps and at equal cost; `others`: at equal
             steps only.
         rates: pruning rates, those that matter most first.
         pool, heldout: JSONL files of conversations.
@@ -63,7 +63,7 @@ class Study:
     model: Path
     lora: Lora | None
     recipe: FineTune
-    timed: tuple[str, ...]
+    costed: tuple[str, ...]
     others: tuple[str, ...]
     rates: tuple[float, ...]
     pool: Path
@@ -101,7 +101,7 @@ def textgames(folder: Path) -> Study:
             max_steps=32, batch_size=16, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=1024, recovery_seconds=1e9,
         ),
-        timed=("random", "optbatch"), others=("hardest", "infobatch"), rates=(0.5, 0.7, 0.2),
+        costed=("random", "optbatch"), others=("hardest", "infobatch"), rates=(0.5, 0.7, 0.2),
         pool=data / "pool.jsonl",
         heldout=tuple(data / f"eval-{kind}.jsonl" for kind in KINDS), max_length=GAMES.max_length,
     )  # fmt: skip
@@ -122,7 +122,7 @@ def smollm2(folder: Path) -> Study:
             max_steps=12, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=512, recovery_seconds=1e9,
         ),
-        timed=("random", "optbatch"), others=(), rates=(0.5,),
+        costed=("random", "optbatch"), others=(), rates=(0.5,),
         pool=data / "pool.jsonl", heldout=(data / "eval.jsonl",), max_length=256, template="chatml",
     )  # fmt: skip
 

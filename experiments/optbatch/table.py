@@ -14,7 +14,7 @@ from pursuit.compare.results import interval
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
-TITLES = {"equal_steps": "At equal steps", "equal_time": "At equal CPU time"}
+TITLES = {"equal_steps": "At equal steps", "equal_flops": "At equal operations"}
 Cells = Sequence[Mapping[str, Any]]
 
 
@@ -76,20 +76,20 @@ def _about(record: Record) -> str:
         f"- A step: {recipe['batch_size']} candidates; {recipe['optimizer']}, peak learning rate "
         f"{recipe['learning_rate']}, {recipe['schedule']} over the training whatever its length. Selectors with their "
         "default settings but for the pruning rate.\n"
-        f"- Equal steps: {record['steps']}. Equal CPU time: as many steps as the measured ratio of CPU time at equal "
+        f"- Equal steps: {record['steps']}. Equal operations: as many steps as the ratio of counted operations at equal "
         "steps allows, median over the seeds so far.\n"
         f"- Seeds {', '.join(map(str, record['seeds']))} (order of rows, choice"
         f"{'' if record['lora'] is None else ', first weights of the LoRA'}). ±: 95%, Student's t over seeds; "
         "differences are paired by seed.\n"
         "- CPU: processor seconds of the training's process, scoring and choosing included, evaluation not; other work "
-        "ran beside it, which disturbs these by some percent. FLOPs: counted, as docs/online.md says.\n"
+        "ran beside it, which disturbs these by up to a quarter. FLOPs: counted, as docs/online.md says.\n"
         f"- {_minutes(record):.0f} CPU minutes of training; {machine['processor']}, {machine['cores']} cores, "
         f"{machine['threads']} thread; {versions}."
     )
 
 
 def _minutes(record: Record) -> float:
-    """Of all trainings; one that is at equal steps and at equal time both was made once."""
+    """Of all trainings; one that is at equal steps and at equal cost both was made once."""
     every = [cell for which in TITLES for cell in record["trainings"][which]]
     return sum({(cell["arm"], cell["seed"], cell["steps"]): cell["cpu_seconds"] for cell in every}.values()) / 60
 
