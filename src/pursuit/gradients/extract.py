@@ -27,6 +27,7 @@ from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
 from pursuit.recipes import Recipe
 from pursuit.trainable import trainable_parameters
 
+
 class Checkpoints(Protocol):
     """The trajectory as extraction needs it."""
 
