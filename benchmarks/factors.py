@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,7 @@ def compare(pool: Mapping[str, np.ndarray], target: Mapping[str, np.ndarray], so
     def scores(name: str) -> np.ndarray:
         return pool[name] @ target[name].mean(axis=0)
 
+    @cache
     def chosen(name: str, seed: int = 0) -> tuple[set[int], set[int]]:
         nothing = np.full((1, count), np.nan, np.float32)
         table = pa.table({"source": sources})
