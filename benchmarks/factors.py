@@ -106,7 +106,7 @@ def forms_for(model: nn.Module, state: AdamState, momentum: bool) -> dict[str, t
     found: dict[str, tuple[Form, Form]] = {}
 
     def add(title: str, kind: str, moments: AdamState, method: str, d: int, seed: int = 0, wider: int = 1) -> None:
-        factors = make_factors(shapes, d * wider, seed) if method == "factored" else None
+        factors = make_factors(shapes, d * wider, seed, least=1) if method == "factored" else None
         directions = [
             Preconditioning(which, moments, momentum, factors=factors)  # type: ignore[arg-type]
             for which in (kind, "sgd")
@@ -118,7 +118,7 @@ def forms_for(model: nn.Module, state: AdamState, momentum: bool) -> dict[str, t
         for d in (1024, 8192):
             add(f"{kind}, sparse d={d}", kind, state, "sparse", d)
             add(f"{kind}, sparse d={d}, other seed", kind, state, "sparse", d, 1)
-            for wider in (1, 4, 16):
+            for wider in (1, 4, 16):  # what extraction takes lies between: 256 numbers a matrix, or d / matrices
                 add(f"{kind}, factored d={d}, {wider} × wider", kind, state, "factored", d, wider=wider)
     add("adam, Adafactor's moment", "adam", rank_one_moment(state, True), "none", 1)
     add("adam, moment of rank one", "adam", rank_one_moment(state, False), "none", 1)

@@ -66,7 +66,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_lora_equals_autograd_and_a_kronecker_matrix(kind, side, dimension):
     model, rows = with_lora(kind, bias="lora_only" if kind == "gpt2" else "none"), random_examples([5, 17, 2, 9])
-    factors = make_factors(shapes_of(model), dimension, seed=3)
+    factors = make_factors(shapes_of(model), dimension, seed=3, least=1)
     assert_close(captured(model, batch_of(rows, side), factors), plainly(model, rows, factors))
 
 
@@ -75,13 +75,13 @@ def test_lora_equals_autograd_and_a_kronecker_matrix(kind, side, dimension):
 def test_all_weights_equal_autograd_and_a_kronecker_matrix(kind, tied):
     """Embeddings, heads tied to them, norms and biases too."""
     model, rows = tiny_model(kind, tie_word_embeddings=tied), random_examples([3, 8, 6])
-    factors = make_factors(shapes_of(model), 600, seed=1)
+    factors = make_factors(shapes_of(model), 600, seed=1, least=1)
     assert_close(captured(model, batch_of(rows), factors), plainly(model, rows, factors))
 
 
 def test_bf16_is_within_its_rounding():
     model, rows = tiny_model("llama"), random_examples([9, 14, 20])
-    factors = make_factors(shapes_of(model), 2000, seed=1)
+    factors = make_factors(shapes_of(model), 2000, seed=1, least=1)
     expected = plainly(model, rows, factors)
     found = captured(model.to(torch.bfloat16), batch_of(rows), factors)
     assert torch.cosine_similarity(found, expected).min() > 0.99
@@ -114,7 +114,7 @@ def test_features_are_the_projected_gradients_whatever_the_batches(tmp_path):
 def test_neither_weight_gradients_nor_dense_gradients_nor_inputs_are_formed(monkeypatch):
     """Backward reaches no weight, and no product is larger than the p × q numbers of a weight."""
     model, shapes, seen = tiny_model("llama"), [], []
-    factors = make_factors(shapes_of(model), 30 * 16, seed=0)
+    factors = make_factors(shapes_of(model), 30 * 16, seed=0, least=1)
     real_losses, real_bmm = capture.example_losses, torch.bmm
 
     def losses(*arguments, **named):
@@ -153,15 +153,16 @@ def test_widths_are_enough_and_not_much_more(rows, columns, numbers):
 
 def test_the_matrices_depend_on_seed_shape_and_name_alone():
     shapes = {"a.weight": (40, 60), "b.weight": (40, 60), "c.bias": (7,)}
-    both = make_factors(shapes, 50, seed=5)
-    again = make_factors({"b.weight": (40, 60)}, 25, seed=5)
+    both = make_factors(shapes, 50, seed=5, least=1)
+    again = make_factors({"b.weight": (40, 60)}, 25, seed=5, least=1)
     torch.testing.assert_close(both.left["b.weight"], again.left["b.weight"], rtol=0, atol=0)
     torch.testing.assert_close(both.right["b.weight"], again.right["b.weight"], rtol=0, atol=0)
     assert not torch.equal(both.left["a.weight"], both.left["b.weight"])
-    other = make_factors(shapes, 50, seed=6)
+    other = make_factors(shapes, 50, seed=6, least=1)
     assert not torch.equal(both.right["a.weight"], other.right["a.weight"])
     assert both.sizes == {"a.weight": 25, "b.weight": 25, "c.bias": 7}
     torch.testing.assert_close(both.left["a.weight"].abs(), torch.full((40, 5), 5**-0.5))
+    assert make_factors(shapes, 50, seed=5).sizes == {"a.weight": 256, "b.weight": 256, "c.bias": 7}
 
 
 @pytest.mark.parametrize("momentum", [True, False])
@@ -178,7 +179,7 @@ def test_with_a_second_moment_of_rank_one_it_is_adam(kind, momentum):
         second[name] = moment / 0.999
         first[name] = torch.randn(shape, generator=generator) * 1e-3
     state = AdamState(first, second, step=10)
-    factors = make_factors(shapes_of(model), 400, seed=2)
+    factors = make_factors(shapes_of(model), 400, seed=2, least=1)
     direction = Preconditioning(kind, state, momentum, factors=factors)
     blocks = {}
     batch_gradients(
@@ -209,7 +210,7 @@ def test_it_is_unbiased_and_its_error_shrinks_with_the_root_of_the_width():
     for width in (8, 32):
         found = []
         for seed in range(seeds):
-            factors = make_factors({"w": (64, 96)}, width * width, seed)
+            factors = make_factors({"w": (64, 96)}, width * width, seed, least=1)
             rows = factors.reduce("w", unit.view(-1, 64, 96)).flatten(1)
             found.append((rows @ rows.T - exact)[upper[0], upper[1]])
         off = torch.stack(found)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from pursuit.gradients.project import random_signs
 
+LEAST = 256  # numbers of a matrix before the rest is folded to d: 16 × 16, below which the noise grows fast
+
 Matrix = Tensor | None  # None: a side that is short already stays as it is
 
 
@@ -51,15 +53,16 @@ class Factors:
 
 
 def make_factors(
-    shapes: Mapping[str, Sequence[int]], dimension: int, seed: int, device: torch.device | str = "cpu"
-) -> Factors:
+    shapes: Mapping[str, Sequence[int]], dimension: int, seed: int, device: torch.device | str = "cpu",
+    least: int = LEAST,
+) -> Factors:  # fmt: skip
     """Random signs / √p and / √q, a pure function of the seed, d, the shapes, and for each matrix its name.
 
-    All matrices together become about `dimension` numbers or a few more, an equal part each [ours]: p and q are about
-    √(d / matrices), and where one side of a matrix is shorter than that, the other gets more.
+    Every matrix becomes as many numbers, d / matrices but not fewer than `least` [ours]: p and q are the root of that,
+    and where one side of a matrix is shorter, the other gets more.
     """
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
-    numbers = -(-dimension // max(1, len(matrices)))
+    numbers = max(least, -(-dimension // max(1, len(matrices))))
     left: dict[str, Matrix] = {}
     right: dict[str, Matrix] = {}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}

@@ -98,7 +98,8 @@ def rank_one(root: Tensor) -> tuple[Tensor, Tensor, float]:
     """Rows (R,), columns (C,) and a number whose product is nearest to 1 / root in the logarithm.
 
     Rows and columns have a geometric mean of 1, so that half precision holds them. Adafactor (arXiv 1804.04235, section
-    3) takes arithmetic means of the squares, in which a few large entries decide; see benchmarks/RESULTS.md for both.
+    3) takes arithmetic means of the squares, in which a few large entries decide;
+    `python -m benchmarks.factors` compares both with Adam.
     """
     logs = root.log()
     middle = logs.mean()
