@@ -90,8 +90,18 @@ def _of_run(path: Path) -> dict[str, Any]:
         methods[text] = _of_method(_Chooser(run, method(name, **parameters), pool, target), stored)
     return {
         "run": f"{path.parent.name}/{path.name}", "rows": len(pool[0]), "checkpoints": len(pool), "stored": stored,
-        "methods": methods,
+        "methods": methods, "cosines": cosines(run.extract()),
     }  # fmt: skip
+
+
+def cosines(features: Features) -> dict[str, float]:
+    """Mean cosine of pairs of rows, of the same source and of others, in TAGCOS' feature."""
+    rows = np.asarray(features.average()[np.arange(features.num_rows)], np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    sources = np.array(features.rows["source"].to_pylist())
+    pairs = np.triu_indices(len(rows), 1)
+    same, found = (sources[:, None] == sources)[pairs], (rows @ rows.T)[pairs]
+    return {"same source": float(found[same].mean()), "other sources": float(found[~same].mean())}
 
 
 class _Chooser:
@@ -156,7 +166,9 @@ def _page(record: Record) -> str:
         lines = [["", *names]]
         lines += [[text, *(_share(found[name]) for name in names)] for text, found in run["methods"].items()]
         about = f"{run['rows']:,} rows, {run['checkpoints']} checkpoints, {run['stored']:,} numbers stored."
-        parts += [f"## {run['run']}", f"{about} By chance: {chance:.0%}.", markdown_table(lines)]
+        means = ", ".join(f"{value:.2f} {name}" for name, value in run["cosines"].items())
+        about += f" Mean cosine of two rows: {means}"
+        parts += [f"## {run['run']}", f"{about}. By chance: {chance:.0%}.", markdown_table(lines)]
     return "\n\n".join(parts) + "\n"
 
 

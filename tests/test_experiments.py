@@ -6,9 +6,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from experiments.agreement import folded, stored_as
+from experiments.agreement import cosines, folded, stored_as
 from experiments.plots import curve_chart, score_chart
 from experiments.records import counted_seconds, score_table
+
+from pursuit import Features
 
 FOUND = {
     "untrained": 4.0,
@@ -47,6 +49,13 @@ def test_rows_are_read_as_a_store_of_that_type_would_give_them():
     assert np.array_equal(stored_as("float32")(rows), rows)
     assert np.abs(stored_as("int8")(rows) - rows).max() < 0.01
     assert np.array_equal(stored_as("bits")(rows), np.where(rows >= 0, 1, -1).astype(np.float32) / 8)
+
+
+def test_cosines_are_of_pairs_and_not_of_rows_with_themselves():
+    rows = np.array([[[1.0, 0]], [[1, 0]], [[0, 1]], [[0, 1]], [[-1, 0]]])
+    found = cosines(Features.from_array(rows, sources=["a", "a", "b", "b", "c"]))
+    assert found["same source"] == pytest.approx(1.0)
+    assert found["other sources"] == pytest.approx(-2 / 8)
 
 
 def test_charts_are_whole_and_hold_what_was_found(tmp_path):
