@@ -69,21 +69,26 @@ def _rounds(study: Study, folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
     before = untrained(study, heldout, folder)
     same_steps: dict[tuple[str, int], Cell] = {}
     same_cost: dict[tuple[str, int], Cell] = {}
+
+    def found() -> dict[str, Any]:
+        trainings = {"equal_steps": list(same_steps.values()), "equal_flops": list(same_cost.values())}
+        return {
+            "seeds": sorted({seed for _, seed in same_steps}), "pool_rows": len(rows), "heldout_rows": len(heldout),
+            "steps": steps, "untrained": before, **{name: summary(cells) for name, cells in trainings.items()},
+            "trainings": trainings,
+        }  # fmt: skip
+
     for rate, names, seed in product(study.rates, filter(None, (study.costed, study.others)), range(seeds)):
         for arm in (Arm("full"), *(Arm(name, rate) for name in names)):
             say(f"{study.name}: {arm.label}, seed {seed}, {steps} steps")
             same_steps[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, steps)
         same_cost["full", seed] = same_steps["full", seed]
+        yield found()
         for arm in (Arm(name, rate) for name in names if name in study.costed and rate not in NEAR_FULL):
             allowed = affordable_steps(list(same_steps.values()), arm.label, steps)
             say(f"{study.name}: {arm.label}, seed {seed}, {allowed} steps for the operations of {steps} on all")
             same_cost[arm.label, seed] = trained(study, rows, heldout, cells, arm, seed, allowed)
-        yield {
-            "seeds": sorted({seed for _, seed in same_steps}), "pool_rows": len(rows), "heldout_rows": len(heldout),
-            "steps": steps, "untrained": before, "equal_steps": summary(list(same_steps.values())),
-            "equal_flops": summary(list(same_cost.values())),
-            "trainings": {"equal_steps": list(same_steps.values()), "equal_flops": list(same_cost.values())},
-        }  # fmt: skip
+            yield found()
 
 
 def affordable_steps(cells: Sequence[Cell], arm: str, steps: int) -> int:
