@@ -74,7 +74,7 @@ def _rounds(study: Study, folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
         trainings = {"equal_steps": list(same_steps.values()), "equal_flops": list(same_cost.values())}
         return {
             "seeds": sorted({seed for _, seed in same_steps}), "pool_rows": len(rows), "heldout_rows": len(heldout),
-            "steps": steps, "untrained": before, **{name: summary(cells) for name, cells in trainings.items()},
+            "steps": steps, "untrained": before, **{name: summary(made) for name, made in trainings.items()},
             "trainings": trainings,
         }  # fmt: skip
 
