@@ -32,6 +32,8 @@ def kmeans(
     empty cluster is left out of the result (the others are renumbered). Deterministic: the same matrix, settings and
     seed give the same result, however the rows are served and whatever `memory_bytes`.
 
+    Cost: O(s K d) for each of the iterations on a sample of s rows, then O(n K d) once.
+
     Args:
         matrix: (n, d) rows, numpy or torch or a RowMatrix.
         clusters: how many are wanted. Lowered to n / 4 with a warning where n is smaller than four times as many.
