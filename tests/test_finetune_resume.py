@@ -115,7 +115,10 @@ def contents(folder: Path) -> dict[str, Any]:
     """All that is left, but for how long it took and how much memory."""
     found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     lines = [json.loads(line) for line in found["log.jsonl"].splitlines()]
-    found["log.jsonl"] = [{**line, "seconds": 0} for line in lines]
+    for line in lines:
+        line["seconds"] = 0
+        line.get("batch_selection", {}).pop("seconds", None)
+    found["log.jsonl"] = lines
     record = json.loads(found["finetune.json"])
     record["result"] |= {"seconds": 0, "peak_memory_bytes": 0}
     return {**found, "finetune.json": record}

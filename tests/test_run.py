@@ -206,6 +206,7 @@ def test_bad_row_is_an_error_with_its_line_or_skipped_and_listed(place, tmp_path
 def test_ctrl_c_says_that_nothing_is_lost(place, tmp_path):
     flags = ["--model", place / "model", "--pool", place / "pool.jsonl", "--run", tmp_path / "run", "--budget", "5"]
     flags += ["--features.dimension", "64", "--warmup.batch-size", "8", "--param", "clusters=3"]
+    flags += ["--warmup.checkpoint-steps", "10", "5000"]  # long enough that it cannot end before it is interrupted
     command = [sys.executable, "-m", "pursuit.cli", "select", *map(str, flags)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run/warmup/checkpoint-0010").exists() and process.poll() is None:
