@@ -208,7 +208,10 @@ def test_ctrl_c_says_that_nothing_is_lost(place, tmp_path):
     flags += ["--features.dimension", "64", "--warmup.batch-size", "8", "--param", "clusters=3"]
     flags += ["--warmup.checkpoint-steps", "10", "5000"]  # long enough that it cannot end before it is interrupted
     command = [sys.executable, "-m", "pursuit.cli", "select", *map(str, flags)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for what runs in background
+    )  # fmt: skip
     while not (tmp_path / "run/warmup/checkpoint-0010").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
