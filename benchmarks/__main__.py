@@ -3,6 +3,7 @@
     python -m benchmarks run                              # extraction: plain passes and pursuit
     python -m benchmarks run --peers                      # beside other libraries, installed at first use
     python -m benchmarks run --peers bergson --sides 16 --rounds 5
+    python -m benchmarks run --peers --model FOLDER --pool FILE    # also rows as long as those of a pool
     python -m benchmarks run --parts extraction --model FOLDER
 
 Other parts are commands of their own: benchmarks.kernels, .factors, .solvers, .gtp, .scale, .memory, .codecs, .online,
@@ -13,6 +14,9 @@ from __future__ import annotations
 
 import argparse
 import platform
+import tempfile
+from itertools import product
+from pathlib import Path
 
 import torch
 import transformers
@@ -38,8 +42,12 @@ def main() -> None:
         arguments.peers = list(beside.OTHERS)
     print(f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
     if "beside" in arguments.parts:
-        for side in arguments.sides:
-            beside.compare(arguments.peers or [], side, arguments.rows, arguments.rounds)
+        with tempfile.TemporaryDirectory() as folder:
+            lengths: list[Path | None] = [None]
+            if arguments.pool and arguments.model:
+                lengths.append(beside.pool_lengths(arguments.pool, arguments.model, arguments.rows, Path(folder)))
+            for side, sizes in product(arguments.sides, lengths):
+                beside.compare(arguments.peers or [], side, arguments.rows, arguments.rounds, sizes)
     if "extraction" in arguments.parts:
         extraction.run(arguments)
 

@@ -10,7 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.peers.common import LONGEST
 from benchmarks.peers.install import PEERS, InstallError, python_of, version_of
+from pursuit.encoding import Encoder, encode_pool
+from pursuit.models import load_tokenizer
+from pursuit.pool import Pool
 
 SCRIPTS = Path(__file__).parent / "peers"
 FLOOR, OURS = "forward + backward, frozen", "pursuit"
@@ -52,11 +58,22 @@ def once(command: list[str], options: list[str]) -> dict[str, Any] | str:
     return found
 
 
-def compare(peers: list[str], side: int, rows: int, rounds: int) -> None:
-    """Print the table of one width."""
+def pool_lengths(pool: str, model: str, count: int, folder: Path) -> Path:
+    """[tokens, place of the first that is learnt] of random rows of a pool, as that model's tokenizer makes them."""
+    encoder = Encoder(load_tokenizer(model), max_length=LONGEST)
+    encoded = encode_pool(Pool([pool], on_bad_row="skip"), encoder, folder / "encoded")
+    chosen = np.random.default_rng(0).choice(len(encoded), count, replace=False)
+    learnt = [encoded[int(index)][1] for index in chosen]
+    path = folder / "lengths.json"
+    path.write_text(json.dumps([[len(row), int(np.argmax(row))] for row in learnt]))
+    return path
+
+
+def compare(peers: list[str], side: int, rows: int, rounds: int, lengths: Path | None = None) -> None:
+    """Print the table of one width; rows of 128 tokens without `lengths`."""
     ways, versions = commands(peers, side)
-    options = ["--rows", str(rows)]
-    exact = once([sys.executable, "ours.py", "--side", "0"], ["--rows", "24"])
+    options = ["--rows", str(rows), *(["--lengths", str(lengths)] if lengths else [])]
+    exact = once([sys.executable, "ours.py", "--side", "0"], ["--rows", "24", *options[2:]])
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name, command in list(ways.items()):
@@ -68,7 +85,12 @@ def compare(peers: list[str], side: int, rows: int, rounds: int) -> None:
                 del ways[name], found[name]
             else:
                 found[name].append(answer)
-    print(f"\nsmall Llama, {side}×{side} a matrix, {rows} rows of 128 tokens, batches of 16, {rounds} rounds in turn")
+    what = f"{rows} rows of 128 tokens, batches of 16"
+    if lengths:
+        sizes = np.array(json.loads(lengths.read_text()))
+        what = (f"{rows} rows as long as a pool's ({sizes[:, 0].min()} to {sizes[:, 0].max()} tokens, mean "
+                f"{sizes[:, 0].mean():.0f}, {1 - sizes[:, 1].sum() / sizes[:, 0].sum():.0%} learnt)")  # fmt: skip
+    print(f"\nsmall Llama, {side}×{side} a matrix, {what}, {rounds} rounds in turn")
     print(f"{'':28} rows/CPU-s (range)     × frozen pass   pursuit is   added MB   bytes/row   cosines'")
     print(f"{'':28}                                         × faster                          agreement")
     for name, answers in found.items():
@@ -95,4 +117,3 @@ def _line(
         f"{title:28} {spread:22} {floor:8.3f}      {gain:8.2f}   {memory:8.0f}   {last.get('bytes_a_row', 0):9,.0f}   "
         f"{agreement:>6}   {last['computed']}"
     )
-

@@ -70,9 +70,7 @@ def curve_chart(title: str, curves: Sequence[tuple[str, Sequence[float]]], path:
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dashed: bool = False) -> str:
     dashes = ' stroke-dasharray="4 4"' if dashed else ""
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="2"{dashes}/>'
-    )
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="2"{dashes}/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = INK) -> str:

@@ -5,7 +5,7 @@ and the figure for 8192 is 16 times as slow or more.
 """
 
 import torch
-from common import answer, losses, parse, row_ids, small_llama
+from common import Row, answer, collate, losses, make_rows, parse, small_llama
 
 DIMENSION, ROWS, BLOCK = 512, 1, 2048
 asked = parse()
@@ -15,16 +15,17 @@ for name, parameter in model.named_parameters():
 weights = [p for p in model.parameters() if p.requires_grad]
 
 
-def work(ids: torch.Tensor) -> torch.Tensor:
-    rows = []
-    for one in ids:
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(losses(model, one[None])[0], weights)])
+def work(rows: list[Row]) -> torch.Tensor:
+    found = []
+    for one in rows:
+        loss = losses(model, collate([one]))[0]
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
         generator, row = torch.Generator().manual_seed(0), torch.zeros(DIMENSION)
         for part in gradient.split(BLOCK):
             signs = torch.randint(0, 2, (len(part), DIMENSION), generator=generator).float().mul_(2).sub_(1)
             row += part @ signs
-        rows.append(row / DIMENSION**0.5)
-    return torch.stack(rows)
+        found.append(row / DIMENSION**0.5)
+    return torch.stack(found)
 
 
-answer(work, row_ids(ROWS), 1, f"whole gradients, dense signs to d={DIMENSION}, batches of one")
+answer(work, make_rows(asked)[:ROWS], 1, f"whole gradients, dense signs to d={DIMENSION}, batches of one")

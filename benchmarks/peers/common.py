@@ -1,7 +1,8 @@
 """The work that is given to every library alike, and the line that each answers with. Imports nothing of pursuit.
 
-A small Llama of random weights, rows of 128 random tokens, the gradient of each row's own mean loss over its 127 next
-tokens by the 28 weight matrices of attention and MLP, projected to `side` × `side` numbers each.
+A small Llama of random weights, rows of random tokens, the gradient of each row's own mean loss over the tokens that it
+learns by the 28 weight matrices of attention and MLP, projected to `side` × `side` numbers each. Rows are 128 tokens
+long and learn all of them, or have the lengths and the share of answer of a real pool's rows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TOKENS, VOCABULARY, COMPARED = 128, 2048, 24
+TOKENS, LONGEST, VOCABULARY, COMPARED = 128, 512, 2048, 24
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids, and the place of the first that is learnt."""
+
+    ids: list[int]
+    start: int
+
+    @property
+    def labels(self) -> list[int]:
+        """As transformers reads them: -100 where nothing is learnt."""
+        return [-100] * self.start + self.ids[self.start :]
 
 
 def parse() -> argparse.Namespace:
-    """Rows, side, batch (rows at once), threads, from the command line; the threads are set."""
+    """Rows, side, batch (rows at once), lengths, threads, from the command line; the threads are set."""
     parser = argparse.ArgumentParser()
     for name, default in (("rows", 64), ("side", 16), ("batch", 16), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--lengths", help="JSON file: [tokens, place of the first that is learnt] of each row")
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     return found
@@ -38,21 +54,56 @@ def small_llama(attention: str = "sdpa") -> Any:
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(
         hidden_size=256, num_hidden_layers=4, intermediate_size=688, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=VOCABULARY, max_position_embeddings=TOKENS, tie_word_embeddings=False, use_cache=False,
+        vocab_size=VOCABULARY, max_position_embeddings=LONGEST, tie_word_embeddings=False, use_cache=False,
         attn_implementation=attention,
     )).eval()  # fmt: skip
 
 
-def row_ids(rows: int) -> Tensor:
-    """(rows, 128) token ids."""
-    return torch.randint(3, VOCABULARY, (rows, TOKENS), generator=torch.Generator().manual_seed(1))
+def make_rows(asked: argparse.Namespace) -> list[Row]:
+    """As many rows as are asked for, the same in every environment."""
+    sizes = json.loads(Path(asked.lengths).read_text()) if asked.lengths else [[TOKENS, 1]] * asked.rows
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Row(torch.randint(3, VOCABULARY, (length,), generator=generator).tolist(), start)
+        for length, start in sizes[: asked.rows]
+    ]
 
 
-def losses(model: nn.Module, ids: Tensor) -> Tensor:
-    """(B,) mean cross-entropy of each row."""
-    logits = model(input_ids=ids).logits[:, :-1]
-    tokens = F.cross_entropy(logits.reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1), reduction="none")
-    return tokens.view(len(ids), -1).mean(dim=1)
+def in_order(rows: Sequence[Row], batch: int) -> list[list[Row]]:
+    """Batches as a data loader makes them."""
+    return [list(rows[begin : begin + batch]) for begin in range(0, len(rows), batch)]
+
+
+def by_length(rows: Sequence[Row], batch: int) -> list[list[Row]]:
+    """Rows of like lengths together, in batches of at most `batch` times 128 tokens, padding counted."""
+    batches: list[list[Row]] = [[]]
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        if batches[-1] and len(batches[-1][0].ids) * (len(batches[-1]) + 1) > batch * TOKENS:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """input_ids, labels, and attention_mask where some row is shorter than another."""
+    longest = max(len(row.ids) for row in rows)
+    pads = [longest - len(row.ids) for row in rows]
+    ids = torch.tensor([row.ids + [0] * pad for row, pad in zip(rows, pads, strict=True)])
+    labels = torch.tensor([row.labels + [-100] * pad for row, pad in zip(rows, pads, strict=True)])
+    mask = torch.tensor([[1] * len(row.ids) + [0] * pad for row, pad in zip(rows, pads, strict=True)])
+    return {"input_ids": ids, "labels": labels, **({"attention_mask": mask} if any(pads) else {})}
+
+
+def token_losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """(B, L-1) cross-entropy of each next token, 0 where nothing is learnt."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits, labels = model(**inputs).logits[:, :-1], batch["labels"][:, 1:]
+    return F.cross_entropy(logits.reshape(-1, VOCABULARY), labels.reshape(-1), reduction="none").view(labels.shape)
+
+
+def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """(B,) mean of each row."""
+    return token_losses(model, batch).sum(dim=1) / (batch["labels"][:, 1:] >= 0).sum(dim=1)
 
 
 def freeze(model: Any) -> None:
@@ -65,20 +116,20 @@ def _status(name: str) -> float:
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) / 1024
 
 
-def answer(work: Callable[[Tensor], Tensor | None], ids: Tensor, batch: int, computed: str) -> None:
+def answer(work: Callable[[list[Row]], Tensor | None], rows: list[Row], batch: int, computed: str) -> None:
     """Do the work on one batch untimed and on all rows timed, and print what it took as one line of JSON.
 
     Args:
-        work: token ids to the (n, d) features, or None where a pass makes none.
+        work: rows to their (n, d) features, or None where a pass makes none.
         computed: what it was, in words.
     """
-    work(ids[:batch])
+    work(rows[:batch])
     Path("/proc/self/clear_refs").write_text("5")
     before, cpu, wall = _status("VmRSS"), time.process_time(), time.perf_counter()
-    features = work(ids)
+    features = work(rows)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     found: dict[str, Any] = {
-        "rows_a_cpu_second": len(ids) / cpu, "rows_a_second": len(ids) / wall, "added_mb": _status("VmHWM") - before,
+        "rows_a_cpu_second": len(rows) / cpu, "rows_a_second": len(rows) / wall, "added_mb": _status("VmHWM") - before,
         "computed": computed,
     }  # fmt: skip
     if features is not None:

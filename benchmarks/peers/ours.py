@@ -1,9 +1,10 @@
 """pursuit: features as extraction makes them, of unit length, float16. `--side 0`: all coordinates, for comparison."""
 
 import torch
-from common import TOKENS, answer, parse, row_ids, small_llama
+from common import TOKENS, Row, answer, make_rows, parse, small_llama
 
 from benchmarks.rows import KnownRows
+from pursuit.batches import plan_batches
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
 from pursuit.recipes import Recipe
@@ -17,13 +18,14 @@ factors, projection = projections(model, recipe)
 direction = Preconditioning("sgd", None, factors=factors)
 
 
-def work(ids: torch.Tensor) -> torch.Tensor:
-    rows, found = KnownRows(ids.tolist(), learnt_from=0), []
-    for begin in range(0, len(ids), asked.batch):
-        batch = list(range(begin, min(begin + asked.batch, len(ids))))
-        found.append(batch_features(model, rows, batch, projection, direction)["features"].half())
-    return torch.cat(found)
+def work(rows: list[Row]) -> torch.Tensor:
+    known = KnownRows([row.ids for row in rows], learnt_from=[row.start for row in rows])
+    order, found = [], []
+    for batch in plan_batches(range(len(known)), known.lengths, asked.batch * TOKENS):
+        found.append(batch_features(model, known, batch, projection, direction)["features"].half())
+        order += batch
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-what = f"factored to {asked.side}×{asked.side} a matrix" if asked.side else f"all coordinates, {TOKENS} tokens"
-answer(work, row_ids(asked.rows), asked.batch, f"{what}, unit rows in float16")
+what = f"factored to {asked.side}×{asked.side} a matrix" if asked.side else "all coordinates"
+answer(work, make_rows(asked), asked.batch, f"{what}, unit rows in float16")

@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from common import answer, freeze, losses, parse, row_ids, small_llama
+from common import Row, answer, by_length, collate, freeze, losses, make_rows, parse, small_llama
 
 backward = "--backward" in sys.argv
 sys.argv = [argument for argument in sys.argv if argument != "--backward"]
@@ -12,12 +12,12 @@ model = small_llama(asked.attention)
 freeze(model)
 
 
-def work(ids: torch.Tensor) -> None:
-    for some in ids.split(asked.batch):
+def work(rows: list[Row]) -> None:
+    for some in by_length(rows, asked.batch):
         with torch.set_grad_enabled(backward):
-            found = losses(model, some)
+            found = losses(model, collate(some))
         if backward:
             torch.autograd.grad(found.sum(), model.get_input_embeddings().weight)
 
 
-answer(work, row_ids(asked.rows), asked.batch, "nothing kept")
+answer(work, make_rows(asked), asked.batch, "nothing kept")

@@ -4,8 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-from common import answer, losses, parse, row_ids, small_llama
+from common import Row, answer, collate, in_order, losses, make_rows, parse, small_llama
 from dattri_llm import GradientStorageManager, HookManager, HookManagerConfig, OffloadCallback
 
 asked = parse()
@@ -20,17 +19,17 @@ config = HookManagerConfig(
 place = Path(tempfile.mkdtemp()) / "gradients"
 
 
-def work(ids: torch.Tensor) -> None:
+def work(rows: list[Row]) -> None:
     shutil.rmtree(place, ignore_errors=True)
     storage = OffloadCallback(
         offload_interval=1, file_manager=GradientStorageManager(str(place)), recording_type="per_sample"
     )
     manager = HookManager(model, config=config, callbacks=[storage])
     with manager.collect():
-        for begin in range(0, len(ids), asked.batch):
+        for some in in_order(rows, asked.batch):
             model.zero_grad(set_to_none=True)
-            losses(model, ids[begin : begin + asked.batch]).sum().backward()
+            losses(model, collate(some)).sum().backward()
     manager.remove()
 
 
-answer(work, row_ids(asked.rows), asked.batch, f"factored to {asked.side}×{asked.side} a matrix, to disk")
+answer(work, make_rows(asked), asked.batch, f"factored to {asked.side}×{asked.side} a matrix, to disk")

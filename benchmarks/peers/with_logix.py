@@ -5,9 +5,8 @@ from pathlib import Path
 
 import logix
 import torch
-import torch.nn.functional as F
 import yaml
-from common import VOCABULARY, answer, parse, row_ids, small_llama
+from common import Row, answer, collate, in_order, make_rows, parse, small_llama, token_losses
 
 asked = parse()
 model = small_llama("eager")
@@ -21,17 +20,16 @@ run.add_lora()
 seen = 0
 
 
-def work(ids: torch.Tensor) -> None:
+def work(rows: list[Row]) -> None:
     global seen
-    for begin in range(0, len(ids), asked.batch):
-        some = ids[begin : begin + asked.batch]
+    for some in in_order(rows, asked.batch):
         names = [str(seen + place) for place in range(len(some))]
         seen += len(some)
-        with run(data_id=names, mask=torch.ones_like(some)):
+        batch = collate(some)
+        with run(data_id=names, mask=batch.get("attention_mask", torch.ones_like(batch["input_ids"]))):
             model.zero_grad()
-            logits = model(some).logits[:, :-1]
-            F.cross_entropy(logits.reshape(-1, VOCABULARY), some[:, 1:].reshape(-1), reduction="sum").backward()
+            token_losses(model, batch).sum().backward()
 
 
 for _ in logix.LogIXScheduler(run, lora="none", hessian="none", save="grad"):
-    answer(work, row_ids(asked.rows), asked.batch, f"factored to {asked.side}×{asked.side} a matrix, in memory")
+    answer(work, make_rows(asked), asked.batch, f"factored to {asked.side}×{asked.side} a matrix, in memory")

@@ -4,7 +4,7 @@ import tempfile
 
 import torch
 import torch.nn.functional as F
-from common import TOKENS, VOCABULARY, answer, losses, parse, row_ids, small_llama
+from common import TOKENS, VOCABULARY, Row, answer, losses, make_rows, parse, small_llama
 from trak import TRAKer
 from trak.gradient_computers import FunctionalGradientComputer
 from trak.modelout_functions import AbstractModelOutput
@@ -12,6 +12,8 @@ from trak.projectors import BasicProjector, ProjectionType
 
 DIMENSION, ROWS = 64, 8
 asked = parse()
+if asked.lengths:
+    raise SystemExit("TRAK is given rows of one length only")
 model = small_llama("eager")
 
 
@@ -24,7 +26,7 @@ class RowLoss(AbstractModelOutput):
     @staticmethod
     def get_output(model, weights, buffers, ids, _):
         if weights is None:
-            return losses(model, ids)
+            return losses(model, {"input_ids": ids, "labels": ids})
         logits = torch.func.functional_call(model, (weights, buffers), kwargs={"input_ids": ids[None]}).logits[0, :-1]
         return F.cross_entropy(logits.reshape(-1, VOCABULARY), ids[1:].reshape(-1))
 
@@ -39,7 +41,8 @@ projector = BasicProjector(
 )  # fmt: skip
 
 
-def work(ids: torch.Tensor) -> None:
+def work(rows: list[Row]) -> None:
+    ids = torch.tensor([row.ids for row in rows])
     tracer = TRAKer(
         model, RowLoss(), train_set_size=len(ids), save_dir=tempfile.mkdtemp(), device="cpu", projector=projector,
         proj_dim=DIMENSION, use_half_precision=False, gradient_computer=FunctionalGradientComputer,
@@ -50,4 +53,5 @@ def work(ids: torch.Tensor) -> None:
         tracer.featurize(batch=[some, torch.arange(begin, begin + len(some))], num_samples=len(some))
 
 
-answer(work, row_ids(ROWS), ROWS, f"all {size / 1e6:.1f}M weights, dense signs to d={DIMENSION}, {TOKENS} tokens")
+what = f"all {size / 1e6:.1f}M weights, dense signs to d={DIMENSION}, {TOKENS} tokens"
+answer(work, make_rows(asked)[:ROWS], ROWS, what)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from demo.fetch import fetch_model
 
+from experiments.gradients import OTHER_GRADIENTS
 from experiments.mixed.table import write_table
 from experiments.pools.mixed import make_mixed
 from experiments.records import comparison_facts, counted_seconds, machine
@@ -46,7 +47,13 @@ RUN: dict[str, Any] = {
 }  # fmt: skip
 MAIN = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")
 OTHERS = ("stratified", "kcenter", "craig", "omp(in_domain=true)", "longest", "perplexity", "gradnorm")
-METHODS = {"main": MAIN, "all": MAIN + OTHERS}  # the first by itself, so that a run that is stopped has it whole
+METHODS = {  # one after the other, so that a run that is stopped has the first ones whole
+    "main": MAIN,
+    "main, no-momentum": MAIN,
+    "main, sgd": MAIN,
+    "all": MAIN + OTHERS,
+    "main, less": MAIN,
+}
 
 
 @app.default
@@ -71,26 +78,34 @@ def main(
         make_mixed(
             data, ROWS, eval_rows=EVAL_ROWS, target_rows=TARGET_ROWS, families=FAMILIES, max_characters=CHARACTERS
         )
-    run = Run(
-        out / "run", **RUN, model=str(fetch_model()), pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl")
-    )
+    runs = {name: _run(out, data, name) for name in ("", *OTHER_GRADIENTS)}
+    run = runs[""]
     found: dict[str, Any] = {}
     counted = 0.0
     for (name, methods), count in product(METHODS.items(), range(1, seeds + 1)):
         say(f"{name}, {count} of {seeds} seeds: {', '.join(methods)}")
-        found[name] = _compared(run, data, out, methods=methods, budgets=("5%",), seeds=count, train=TRAINING)
+        source = runs[name.partition(", ")[2]]
+        found[name] = _compared(source, data, out, methods=methods, budgets=("5%",), seeds=count, train=TRAINING)
         if long and name == "main" and count == seeds:
             found["paid"] = _paid(run, data, out)
         now = time.process_time()
         seconds, counted = counted_seconds(out / "cpu.json", now - counted), now
-        print(_publish(run, data, found, seconds, results))
+        print(_publish(runs, data, found, seconds, results))
 
 
-def _publish(run: Run, data: Path, found: dict[str, Any], seconds: float, results: Path) -> str:
+def _run(out: Path, data: Path, gradients: str) -> Run:
+    features = RUN["features"] | OTHER_GRADIENTS.get(gradients, {})
+    return Run(
+        out / "-".join(filter(None, ["run", gradients])), **{**RUN, "features": features}, model=str(fetch_model()),
+        pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl"),
+    )  # fmt: skip
+
+
+def _publish(runs: dict[str, Run], data: Path, found: dict[str, Any], seconds: float, results: Path) -> str:
     record = {
         "machine": machine(), "versions": versions(), "cpu_seconds": seconds, "data": read_json(data / "about.json"),
         "pool_sha256": sha256_file(data / "pool.jsonl"), "run": RUN, "training": asdict(TRAINING), **found,
-        "chosen": _chosen(run),
+        "chosen": [{**fact, "gradients": name} for name, run in runs.items() for fact in _chosen(run, name == "")],
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / "mixed.json", record)
@@ -119,10 +134,10 @@ def _paid(run: Run, data: Path, out: Path) -> dict[str, Any]:
     return {"rows": seen, "steps": steps, "comparison": found}
 
 
-def _chosen(run: Run) -> list[dict[str, Any]]:
+def _chosen(run: Run, pool_too: bool) -> list[dict[str, Any]]:
     """Of the pool and of every selection in the run: rows of the held-out families, of each collection, seconds."""
     pool = [json.loads(example.raw) for example in run.pool]
-    facts = [{"method": "pool", "seed": None, "rows": len(pool), **_composition(pool)}]
+    facts = [{"method": "pool", "seed": None, "rows": len(pool), **_composition(pool)}] if pool_too else []
     for folder in sorted(path.parent for path in run.folder.selections.glob("*/choice.json")):
         choice, selection = Choice.load(folder), Selection.load(folder)
         facts.append({

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.gradients import OTHER_GRADIENTS
 from experiments.plots import score_chart
 from experiments.records import Record, markdown_table, score_table
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
-TITLES = {"main": "Scores", "all": "Scores of all methods"}
+TITLES = {
+    "main": "Scores", **{f"main, {gradients}": f"Scores; gradients: {gradients}" for gradients in OTHER_GRADIENTS},
+    "all": "Scores of all methods",
+}  # fmt: skip
 
 
 def write_table(record: Record, path: Path) -> str:
@@ -20,7 +24,10 @@ def write_table(record: Record, path: Path) -> str:
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
     for name, title in TITLES.items():
         if name in record:
-            parts += [f"## {title}", *_scores(record[name], path.with_name(f"{path.stem}-{name}.svg"))]
+            parts += [
+                f"## {title}",
+                *_scores(record[name], path.with_name(f"{path.stem}-{name.replace(', ', '-')}.svg")),
+            ]
     parts += ["## What was chosen", _chosen(record["chosen"]), "## Cost", _cost(record)]
     text = "\n\n".join(parts) + "\n"
     write_text(path, text)
@@ -65,6 +72,7 @@ def _chosen(chosen: list[Record]) -> str:
     lines = [["", "seed", "rows", "of held-out families", "families", "mean answer, characters", "selection s"]]
     for one in chosen:
         name = one["method"] + (", in-domain" if one.get("in_domain") else "")
+        name += f", {one['gradients']}" if one.get("gradients") else ""
         seconds = f"{one['seconds']:.2f}" if "seconds" in one else ""
         lines.append([
             name, "" if one["seed"] is None else str(one["seed"]), f"{one['rows']:,}",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from experiments.gradients import OTHER_GRADIENTS
 from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
 from experiments.textgames.facts import chosen_facts
@@ -44,6 +47,9 @@ COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dic
     "in-domain": (IN_DOMAIN, ("5%",), KINDS, SCORES),
     "played": (TARGETED, ("5%",), TARGETS, PLAYED),
 }
+BY_GRADIENTS = {  # those that the gradients matter to, for the comparisons with others than the default
+    "targeted": ("gtp", "less", LESS_IN_TURN, "random"), "in-domain": IN_DOMAIN,
+}  # fmt: skip
 KEPT = {"targeted": "eval", "in-domain": "eval", "played": "games"}  # files of held-out rows
 CURVES = ("omp", "gtp(refine=none)")  # selected for their residuals only, not trained on
 
@@ -51,7 +57,7 @@ CURVES = ("omp", "gtp(refine=none)")  # selected for their residuals only, not t
 @app.default
 def main(
     *, out: Path = Path("runs/textgames"), results: Path = Path("experiments/results"), seeds: int = 3,
-    play: Annotated[bool, Parameter(negative="")] = False,
+    play: Annotated[bool, Parameter(negative="")] = False, gradients: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Make the data, train the first model, select, train on every choice, score; write textgames.json and .md.
 
@@ -63,31 +69,44 @@ def main(
         results: Folder for the small files that are kept.
         seeds: Trainings of each choice.
         play: Train once more on the targeted choices at 5%, and let the models play games that they have not seen.
+        gradients: Select, train and score by other gradients too: no-momentum, sgd, less.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*rows follow the goal as closely.*")  # kept in the diagnostics
     sizes = Sizes()
     data = make_data(out / "data", sizes)
     model = first_model(data, out / "first", sizes.max_length)
-    targets = [f"{kind}={data / f'target-{kind}.jsonl'}" for kind in TARGETS]
-    run = Run(out / "run", **RUN, model=str(model), pool=str(data / "pool.jsonl"), target=targets)
+    runs = {name: _run(out, data, model, name) for name in ("", *gradients)}
+    run = runs[""]
     for text in CURVES:
         _select_for_its_curve(run, text)
     counted = 0.0
     names = ("targeted", "in-domain", *(["played"] if play else []))
     for count in range(1, seeds + 1):
         found = {name: _compared(run, name, count, data, out) for name in names}
+        for other, name in product(gradients, BY_GRADIENTS):
+            found[f"{name}, {other}"] = _compared(runs[other], name, count, data, out, BY_GRADIENTS[name])
         now = time.process_time()
         seconds, counted = counted_seconds(out / "cpu.json", now - counted), now
-        record = _record(run, found, count, data, seconds)
+        record = _record(runs, found, count, data, seconds)
         results.mkdir(parents=True, exist_ok=True)
         write_json(results / "textgames.json", record)
         text = write_table(record, results / "textgames.md")
     print(text)
 
 
-def _compared(run: Run, name: str, seeds: int, data: Path, out: Path) -> dict[str, Any]:
+def _run(out: Path, data: Path, model: Path, gradients: str) -> Run:
+    targets = [f"{kind}={data / f'target-{kind}.jsonl'}" for kind in TARGETS]
+    features = RUN["features"] | OTHER_GRADIENTS.get(gradients, {})
+    return Run(
+        out / "-".join(filter(None, ["run", gradients])), **{**RUN, "features": features}, model=str(model),
+        pool=str(data / "pool.jsonl"), target=targets,
+    )  # fmt: skip
+
+
+def _compared(run: Run, name: str, seeds: int, data: Path, out: Path, others: tuple[str, ...] = ()) -> dict[str, Any]:
     methods, budgets, kinds, scored = COMPARED[name]
+    methods = others or methods
     say(f"{name}, {seeds} seeds: {', '.join(methods)} at {', '.join(budgets)}")
     comparison = Comparison(
         methods=methods, budgets=budgets, seeds=seeds, train=TRAINING, **scored,
@@ -96,14 +115,15 @@ def _compared(run: Run, name: str, seeds: int, data: Path, out: Path) -> dict[st
     return comparison_facts(compare(run, comparison, out / name))
 
 
-def _record(run: Run, found: dict[str, Any], seeds: int, data: Path, seconds: float) -> dict[str, Any]:
+def _record(runs: dict[str, Run], found: dict[str, Any], seeds: int, data: Path, seconds: float) -> dict[str, Any]:
+    run = runs[""]
     return {
         "machine": machine(), "versions": versions(), "seeds": list(range(seeds)),
         "cpu_seconds": seconds, "data": read_json(data / "about.json"),
         "pool_sha256": sha256_file(data / "pool.jsonl"), "kinds": list(KINDS), "targets": list(TARGETS),
         "first_training": asdict(FIRST_TRAINING), "training": asdict(TRAINING), "run": RUN,
         "stage_seconds": read_json(run.folder.path / "timings.json"), "comparisons": found,
-        "chosen": chosen_facts(run, data),
+        "chosen": [fact for gradients, one in runs.items() for fact in chosen_facts(one, data, gradients)],
     }  # fmt: skip
 
 
@@ -111,7 +131,6 @@ def _select_for_its_curve(run: Run, text: str) -> None:
     name, parameters = parse_method(text)
     for in_domain in (False, True):
         run.select(method(name, **parameters, in_domain=in_domain), "5%", seed=0)
-
 
 
 if __name__ == "__main__":

@@ -14,15 +14,17 @@ from pursuit.reporting import Choice
 from pursuit.selectors import Selection
 
 
-def chosen_facts(run: Run, data: Path) -> list[dict[str, Any]]:
+def chosen_facts(run: Run, data: Path, gradients: str) -> list[dict[str, Any]]:
     """Of every selection in the run: kinds, planted rows, rows chosen twice, residuals by iteration, seconds."""
     planted, texts = planted_in(data), prompts_of(data)
     pool = np.arange(len(planted))
-    facts = [{"method": "pool", "rows": len(pool), **_composition(pool, planted, texts)}]
+    facts: list[dict[str, Any]] = []
+    if not gradients:
+        facts.append({"method": "pool", "rows": len(pool), **_composition(pool, planted, texts)})
     for folder in sorted(path.parent for path in run.folder.selections.glob("*/choice.json")):
         choice, selection = Choice.load(folder), Selection.load(folder)
         facts.append({
-            "method": choice.method, "rows": len(selection), "seed": choice.seed,
+            "method": choice.method, "rows": len(selection), "seed": choice.seed, "gradients": gradients,
             "in_domain": bool(choice.parameters.get("in_domain")), "parameters": choice.parameters,
             "seconds": round(choice.seconds, 3), **_composition(selection.indices, planted, texts),
             "residuals": selection.diagnostics.get("residuals"), "warnings": selection.diagnostics.get("warnings"),

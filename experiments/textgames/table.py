@@ -21,9 +21,11 @@ def write_table(record: Record, path: Path) -> str:
     if FOUND.exists():
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
     for name, comparison in record["comparisons"].items():
-        parts += [f"## {TITLES[name]}", f"Held out: {comparison['evaluation']}."]
+        title, _, gradients = name.partition(", ")
+        heading = TITLES[title] + (f"; gradients: {gradients}" if gradients else "")
+        parts += [f"## {heading}", f"Held out: {comparison['evaluation']}."]
         for metric, found in comparison["metrics"].items():
-            chart = path.with_name(f"{path.stem}-{name}-{metric}.svg")
+            chart = path.with_name(f"{path.stem}-{name.replace(', ', '-')}-{metric}.svg")
             score_chart(metric, found, chart)
             parts += [score_table(metric, found), f"![{metric} by method]({chart.name})"]
         parts += [f"Failed: {name}: {why}" for name, why in comparison["failed"]]
@@ -79,6 +81,7 @@ def _name(one: Record) -> str:
     parameters = one.get("parameters") or {}
     marks = ["in-domain"] * bool(one.get("in_domain")) + ["refine=none"] * (parameters.get("refine") == "none")
     marks += ["by quotas"] * bool(parameters.get("quotas"))
+    marks += [one["gradients"]] * bool(one.get("gradients"))
     return ", ".join([one["method"], *marks])
 
 
@@ -92,6 +95,7 @@ def _residuals(chosen: list[Record]) -> str:
 def _drawn(chosen: list[Record]) -> list[tuple[str, list[float]]]:
     """What follows the targets at the larger budget."""
     mine = [one for one in chosen if one.get("residuals") and one["seed"] == 0 and not one["in_domain"]]
+    mine = [one for one in mine if not one.get("gradients")]
     largest = max(one["rows"] for one in mine)
     return [(_name(one), next(iter(one["residuals"].values()))) for one in mine if one["rows"] == largest]
 
