@@ -154,10 +154,11 @@ def test_the_command(begun, tmp_path, capsys):
     run, folder = begun
     code, text = run_main(
         "compare", "--run", run.folder.path, "--methods", "longest,random", "--budgets", "5%,10%", "--seeds", 1,
-        "--eval", folder / "heldout.jsonl", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out", capsys=capsys,
+        "--eval", folder / "heldout.jsonl", "--steps", 2, "--batch-size", 4, "--out", tmp_path / "out",
+        "--price-per-hour", 3, "--currency", "EUR", capsys=capsys,
     )  # fmt: skip
     assert code == 0, text
-    assert (tmp_path / "out" / "comparison.html").exists()
+    assert "Money: 3.00 EUR an hour." in (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
     assert "longest" in text
     assert "gain kept" in text
     names = {json.loads(path.read_text())["name"] for path in (tmp_path / "out" / "cells").glob("*/cell.json")}

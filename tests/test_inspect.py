@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from rich.console import Console
 from pursuit.cli import main
 from pursuit.encoding import Encoder
 from pursuit.errors import RunError, SettingsError
-from pursuit.inspection import Inspection, inspect, print_inspection
+from pursuit.inspection import Inspection, inspect, inspect_pool, print_inspection
+from pursuit.inspection.terminal import print_prospects
 from pursuit.pool import Pool
 from pursuit.run import Run
 from tiny import CHATML, tiny_model, tiny_tokenizer
@@ -257,3 +259,16 @@ def test_the_command_prints_examples_counts_and_outlook(
     assert "12 rows, 12 usable, 0 refused" in output
     assert "Measured on cpu" in " ".join(output.split())
     assert "select would choose from 12 rows." in " ".join(output.split())
+
+
+def test_time_has_a_price_where_one_is_given(found: Inspection, model: Path, files: Path) -> None:
+    assert found.prediction is not None
+    known = replace(found.prediction, warmup_seconds=1800.0, feature_seconds=5400.0, target_seconds=0.0)
+    priced, plain = io.StringIO(), io.StringIO()
+    print_prospects(replace(found, prediction=known), Console(file=priced, width=120), 3.0, "EUR")
+    print_prospects(replace(found, prediction=known), Console(file=plain, width=120))
+    costs = [line.split(" EUR")[0].split()[-1] for line in priced.getvalue().splitlines() if " EUR" in line]
+    assert costs == ["1.50", "4.50", "6.00"]
+    assert "money" not in plain.getvalue()
+    with pytest.raises(SettingsError, match="price_per_hour = -1"):
+        inspect_pool(Path(), {"model": str(model), "pool": [str(files / "b.parquet")]}, 0, False, price_per_hour=-1)

@@ -14,12 +14,17 @@ from pursuit.errors import RunError
 from pursuit.run import Run
 
 
-def run_compare(folder: Path, comparison: Comparison, out: Path, settings: Mapping[str, Any]) -> None:
+def run_compare(
+    folder: Path, comparison: Comparison, out: Path, settings: Mapping[str, Any],
+    price_per_hour: float | None = None, currency: str = "",
+) -> None:  # fmt: skip
     """Compare, print the table, and say where everything lies."""
     if not (folder / "settings.json").exists() and not settings.get("pool"):
         raise RunError(f"{folder}: no run is in this folder. `pursuit select --run {folder} …` begins one.")
     with Run(folder, **settings) as run:
-        found = compare(run, comparison, out, engine=run.engine)
+        found = compare(
+            run, comparison, out, engine=run.engine, price_per_hour=price_per_hour, currency=currency
+        )
     output = Console()
     output.print(found.summary)
     for label, path in (("runs", found.table), ("report", found.report)):

@@ -9,7 +9,8 @@ from pursuit.cli.app import Config, Flags, Folder, app, resolve
 
 @app.command
 def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, measure: bool = True,
-            autotune: bool = False, settings: Flags = None) -> None:  # fmt: skip
+            autotune: bool = False, price_per_hour: float | None = None, currency: str = "",
+            settings: Flags = None) -> None:  # fmt: skip
     """Show what will be learnt from, before any heavy work.
 
     Rendered examples with the response tokens marked, lengths, truncation, duplicates, sources, refused rows, and the
@@ -19,11 +20,13 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
         examples: How many rendered examples to show.
         measure: Time a few batches on the model to predict the hours.
         autotune: Also try projections, stored types and batch sizes on up to 200 rows, and propose settings (a minute).
+        price_per_hour: Of the machine: shows money beside time.
+        currency: Of the price.
     """
     from pursuit.inspection import inspect_pool
 
     folder, values = resolve(run, config, settings, needs_run=False)
-    inspect_pool(folder, values, examples, measure, autotune)
+    inspect_pool(folder, values, examples, measure, autotune, price_per_hour, currency)
 
 
 @app.command

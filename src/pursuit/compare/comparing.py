@@ -49,7 +49,10 @@ class Compared:
     summary: RenderableType
 
 
-def compare(run: Run, comparison: Comparison, out: str | Path, *, engine: Engine = LOCAL) -> Compared:
+def compare(
+    run: Run, comparison: Comparison, out: str | Path, *, engine: Engine = LOCAL, price_per_hour: float | None = None,
+    currency: str = "",
+) -> Compared:  # fmt: skip
     """Train on what each method chooses (and on random rows, and on all of them), score, and compare.
 
     A finished cell is not done again, and one that was killed goes on where it was. Other settings make other cells in
@@ -60,6 +63,7 @@ def compare(run: Run, comparison: Comparison, out: str | Path, *, engine: Engine
         comparison: see `Comparison`.
         out: folder for the cells, `runs.parquet` and `comparison.html`.
         engine: where cells run, side by side with more than one worker.
+        price_per_hour, currency: of the machine, to show money beside time.
 
     Raises:
         SettingsError: an unknown method, parameter, metric or scorer; before anything heavy.
@@ -79,7 +83,7 @@ def compare(run: Run, comparison: Comparison, out: str | Path, *, engine: Engine
             rows = len(chosen) if chosen is not None else (job.num_rows if cell.method == FULL else 0)
             results.append((cell, {**result, "rows": rows, "selection_seconds": seconds}))
             advance(1)
-    return _publish(run, comparison, trained, results, out)
+    return _publish(run, comparison, trained, results, out, price_per_hour, currency)
 
 
 def _check(run: Run, comparison: Comparison) -> None:
@@ -198,8 +202,9 @@ def _job(
 
 
 def _publish(
-    run: Run, comparison: Comparison, trained: _Trained, results: list[tuple[Cell, dict[str, Any]]], out: Path
-) -> Compared:
+    run: Run, comparison: Comparison, trained: _Trained, results: list[tuple[Cell, dict[str, Any]]], out: Path,
+    price_per_hour: float | None, currency: str,
+) -> Compared:  # fmt: skip
     runs = runs_table(results, trained.num_rows)
     table = out / "runs.parquet"
     with atomic_path(table) as partial:
@@ -211,6 +216,7 @@ def _publish(
         evaluation=f"{len(trained.held_out):,} rows of {len(families):,} families",
         settings={"run": str(run.folder.path), **run.settings.model_dump(mode="json")},
     )  # fmt: skip
+    data = replace(data, price_per_hour=price_per_hour, currency=currency)
     report = out / "comparison.html"
     write_comparison(data, report)
     return Compared(data, runs, table, report, terminal_table(data))

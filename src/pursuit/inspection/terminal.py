@@ -20,7 +20,7 @@ from pursuit.inspection.data import (
     ShownExample,
     TargetView,
 )
-from pursuit.report.text import about, count, duration, number, percent, shorten, visible
+from pursuit.report.text import about, count, duration, money, number, percent, shorten, visible
 
 RESPONSE = "black on green"  # a background, so that white space shows
 OPEN, CLOSE = "⟦", "⟧"  # around response tokens where there are no colours
@@ -45,14 +45,16 @@ def print_findings(inspection: Inspection, console: Console) -> None:
         console.print(Group(*_target_parts(inspection.target, inspection.pool.usable)))
 
 
-def print_prospects(inspection: Inspection, console: Console) -> None:
+def print_prospects(
+    inspection: Inspection, console: Console, price_per_hour: float | None = None, currency: str = ""
+) -> None:
     """What the run will take, what is worth a second look, and what `select` would do."""
     if inspection.proposal is not None:
         console.print(_heading("What is proposed for the features"))
         console.print(Group(*map(Text, _proposed(inspection.proposal))))
     if inspection.prediction is not None:
         console.print(_heading("What it will take" + (", as proposed" if inspection.proposal else "")))
-        console.print(_prediction_table(inspection.prediction))
+        console.print(_prediction_table(inspection.prediction, price_per_hour, currency))
         console.print(Group(*map(Text, _how_measured(inspection.prediction))))
     for warning in inspection.warnings:
         console.print(Text(f"Worth a look: {safe(warning)}", style="yellow"))
@@ -194,18 +196,23 @@ def _target_parts(target: TargetView, pool_rows: int) -> list[RenderableType]:
     return parts
 
 
-def _prediction_table(found: Prediction) -> Table:
-    table = _table("stage", "time", "work")
-    table.columns[2].justify = "left"
+def _prediction_table(found: Prediction, price_per_hour: float | None, currency: str) -> Table:
+    table = _table("stage", "time", *([] if price_per_hour is None else ["money"]), "work")
+    table.columns[-1].justify = "left"
+
+    def add(stage: str, seconds: float | None, work: str, style: str = "") -> None:
+        cost = [] if price_per_hour is None else [money(seconds, price_per_hour, currency) if seconds else ""]
+        table.add_row(*(Text(cell, style=style) for cell in (stage, _time(seconds), *map(safe, cost), work)))
+
     steps = f"{count(found.warmup_steps)} steps, {count(found.warmup_examples)} examples"
-    table.add_row("warm-up", _time(found.warmup_seconds), f"{steps}, {count(found.warmup_tokens)} padded tokens")
+    add("warm-up", found.warmup_seconds, f"{steps}, {count(found.warmup_tokens)} padded tokens")
     passes = f"{count(found.feature_tokens)} padded tokens × {found.checkpoints} checkpoints"
-    table.add_row("features", _time(found.feature_seconds), passes)
+    add("features", found.feature_seconds, passes)
     if found.target_tokens:
         passes = f"{count(found.target_tokens)} padded tokens × {found.checkpoints} checkpoints"
-        table.add_row("target features", _time(found.target_seconds), passes)
+        add("target features", found.target_seconds, passes)
     if found.hours is not None:
-        table.add_row(Text("together", style="bold"), Text(_time(3600 * found.hours), style="bold"), "")
+        add("together", 3600 * found.hours, "", style="bold")
     return table
 
 
