@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.peers.common import LONGEST
 from benchmarks.peers.install import PEERS, InstallError, python_of, version_of
 from pursuit.encoding import Encoder, encode_pool
-from pursuit.models import load_tokenizer
+from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
 
 SCRIPTS = Path(__file__).parent / "peers"

@@ -34,13 +34,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from pursuit.codecs import encode
-from pursuit.features import Features, FeatureStore
 from pursuit.gradients.project import make_projection
 from pursuit.gradients.shards import begin_store
 from pursuit.selectors import Gtp, Less, Selector, Tagcos
 from pursuit.selectors.budget import parse_budget
 from pursuit.selectors.comparison import smallest_residual
+from pursuit.store.codecs import encode
+from pursuit.store.features import Features, FeatureStore
 
 DTYPES = ("float32", "float16", "bfloat16", "int8", "bits")
 COORDINATES = 16_384  # of a gradient made here, before it is projected

@@ -21,12 +21,12 @@ from benchmarks.extraction import add_lora, only_linear
 from benchmarks.peers.common import small_llama
 from benchmarks.rows import KnownRows, random_rows
 from pursuit.batches import plan_batches
-from pursuit.codecs import row_bytes
 from pursuit.gradients import Preconditioning
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.inspection.costs import Shape, shape_of
 from pursuit.inspection.predict import PER_ROW, padded_tokens
 from pursuit.recipes import Recipe
+from pursuit.store.codecs import row_bytes
 
 # body, head, layers, hidden, adapters of rank 128 on q, k, v, o: by the published configurations of Llama 3
 LLAMA_8B = Shape(6_979_321_856, 525_336_576, 32, 4096, 109_051_904)

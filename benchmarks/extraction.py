@@ -37,7 +37,7 @@ from pursuit.gradients import (
     trainable_parameters,
 )
 from pursuit.gradients.extract import batch_features, projections
-from pursuit.models import load_tokenizer
+from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
 

@@ -28,7 +28,7 @@ from pursuit.batches import EncodedRows, collate, plan_batches
 from pursuit.gradients import AdamState, Preconditioning, batch_gradients, make_projection, trainable_parameters
 from pursuit.gradients.factors import Factors, make_factors
 from pursuit.gradients.project import Projection
-from pursuit.stages import Stages
+from pursuit.run.stages import Stages
 
 SMALL = {"lora": {"rank": 8, "alpha": 32}, "warmup": {"batch_size": 6, "sample": 180, "checkpoint_steps": [30]}}
 

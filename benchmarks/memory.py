@@ -94,9 +94,9 @@ def selection(rows: int) -> dict[str, float]:
     import pyarrow as pa
     import torch
 
-    from pursuit.features import FeatureStore, write_shard
     from pursuit.files import write_json
     from pursuit.selectors import Tagcos
+    from pursuit.store.features import FeatureStore, write_shard
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

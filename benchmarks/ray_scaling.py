@@ -34,7 +34,7 @@ from pursuit import Run
 from pursuit.engine.extraction import ShardMaker, fill_on
 from pursuit.engine.ray_engine import RayEngine
 from pursuit.progress import Advance
-from pursuit.stages import Stages
+from pursuit.run.stages import Stages
 
 VOCABULARY = 2048
 

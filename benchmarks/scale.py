@@ -29,9 +29,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pursuit.features import FeatureStore, write_shard
 from pursuit.files import write_json
 from pursuit.selectors import Gtp, Tagcos
+from pursuit.store.features import FeatureStore, write_shard
 
 SHARD_ROWS = 10_000
 CLUSTERS = 200

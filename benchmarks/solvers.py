@@ -107,7 +107,7 @@ def measure_peak(task: str, path: Path) -> float:
         target = sum(matrix[start : start + 1000].sum(0) for start in range(0, matrix.shape[0], 1000)) / matrix.shape[0]
         matching_pursuit(matrix, target, 50, memory_bytes=MEMORY_BYTES)
     else:  # the sample is 20 · 256 rows, whatever n
-        kmeans(matrix, 20, seed=0, iterations=5, memory_bytes=MEMORY_BYTES)
+        kmeans(matrix, 20, seed=0, iterations=5)
     stop.set()
     watcher.join()
     return highest[0] - before

@@ -111,7 +111,7 @@ def fetch_model() -> Path:
 def _convert(folder: Path, out: Path) -> None:
     from transformers.utils import logging
 
-    from pursuit.models import load_model, load_tokenizer
+    from pursuit.models.loading import load_model, load_tokenizer
 
     logging.disable_progress_bar()
     load_tokenizer(folder / GGUF).save_pretrained(out)

@@ -8,4 +8,5 @@ OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "no-momentum": {"momentum": False},
     "sgd": {"preconditioner": "sgd"},
     "less": {"preconditioner": "less"},
+    "no-momentum-both": {"momentum": False, "target_preconditioner": "same"},
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pursuit import Features
-from pursuit.agreement import agreement
+from pursuit.overview.agreement import agreement
 from pursuit.selectors import method
 
 

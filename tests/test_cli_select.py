@@ -13,8 +13,8 @@ import yaml
 from pursuit import Gtp, Run
 from pursuit.errors import DataError, SelectionError, SettingsError
 from pursuit.files import read_json
+from pursuit.run.status import status
 from pursuit.selectors import METHODS
-from pursuit.status import status
 from test_run import SMALL, run_main, write_rows
 from tiny import tiny_model, tiny_tokenizer
 
@@ -82,7 +82,7 @@ def test_a_wrong_key_or_value_of_the_job_is_named(place, tmp_path, capsys, wrong
 
 @pytest.mark.parametrize("name", ["gtp", "omp", "less", "rds"])
 def test_quotas_that_do_not_fit_the_target_are_found_before_the_model_is_loaded(place, tmp_path, monkeypatch, name):
-    import pursuit.stages as module
+    import pursuit.run.stages as module
 
     monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     new = {"model": place / "model", "pool": place / "pool.jsonl", **SMALL}
@@ -126,7 +126,7 @@ def test_a_target_with_nothing_in_its_direction_is_said_plainly(tmp_path, capsys
 
 @pytest.mark.parametrize("kind", ["archive", "text", "scalar", "vector", "empty"])
 def test_a_file_that_holds_no_features_is_named_with_what_would_be_right(tmp_path, kind):
-    from pursuit.commands import load_array
+    from pursuit.cli.commands import load_array
 
     path = tmp_path / "features.npy"
     arrays = {"scalar": np.float32(3), "vector": np.ones(4), "empty": np.ones((0, 4))}

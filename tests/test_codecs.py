@@ -20,15 +20,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-import pursuit.feature_rows as feature_rows
+import pursuit.store.rows as feature_rows
 import test_extract
 from pursuit import Run
-from pursuit.codecs import decode, empty_rows, encode, row_bytes
 from pursuit.errors import RunError, SettingsError, StoreError
-from pursuit.features import Features, FeatureStore, shard_is_whole, write_shard
 from pursuit.gradients.shards import begin_store
 from pursuit.inspection import inspect
 from pursuit.selectors import METHODS, Less, Tagcos
+from pursuit.store.codecs import decode, empty_rows, encode, row_bytes
+from pursuit.store.features import Features, FeatureStore, shard_is_whole, write_shard
 from test_run import SMALL, write_rows
 from tiny import tiny_model, tiny_tokenizer
 
@@ -108,7 +108,7 @@ def test_bits_are_signs_of_unit_norm_with_the_least_squares_multiple_beside(coun
 def test_a_row_has_the_same_code_alone_as_among_others(dtype, monkeypatch):
     rows = torch.from_numpy(unit_rows(50, 203))
     together = encode(rows, dtype)
-    monkeypatch.setattr("pursuit.codecs.AT_ONCE", 1000)  # in several blocks
+    monkeypatch.setattr("pursuit.store.codecs.AT_ONCE", 1000)  # in several blocks
     for row in (0, 13, 49):
         for name, values in encode(rows[row : row + 1], dtype).items():
             assert torch.equal(values[0], together[name][row])

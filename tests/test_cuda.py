@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pursuit import Run
-from pursuit.features import FeatureStore
 from pursuit.gradients import example_gradients, make_projection
+from pursuit.store.features import FeatureStore
 from test_extract import EXACT, TwoCheckpoints, features_of, run
 from test_gradients import batch_of, one_at_a_time, random_examples, relative_error, with_lora
 from test_run import SMALL, write_rows

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pursuit.errors import DataError, ModelError, StoreError
-from pursuit.features import FeatureStore
 from pursuit.gradients import embeddings as module
 from pursuit.gradients.embeddings import embed, finished_embeddings, position_weighted_mean
 from pursuit.gradients.split import split_model
+from pursuit.store.features import FeatureStore
 from test_extract import LENGTHS, Rows, shard_bytes
 from test_gradients import batch_of, random_examples, with_lora
 from tiny import CONFIGS, tiny_model

@@ -18,8 +18,8 @@ import pytest
 from pursuit.encoding import EncodedPool, Encoder, duplicate_groups, encode_pool
 from pursuit.encoding import build as encode_build
 from pursuit.errors import DataError, ModelError, StoreError
-from pursuit.leaks import find_leaks
 from pursuit.pool import Pool, Refusal
+from pursuit.run.leaks import find_leaks
 from tiny import CHATML, tiny_tokenizer
 
 MAX_LENGTH = 48

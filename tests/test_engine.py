@@ -13,8 +13,8 @@ import torch
 
 from pursuit.engine import LOCAL, engine_for
 from pursuit.errors import RunError, SettingsError
-from pursuit.features import COLUMNS, Features, FeatureStore, write_shard
 from pursuit.files import write_json
+from pursuit.store.features import COLUMNS, Features, FeatureStore, write_shard
 
 
 def test_this_process_works_in_order_and_tells_of_progress():
@@ -46,7 +46,7 @@ import numpy as np
 from pursuit import Features, Tagcos
 from pursuit.engine import engine_for
 from pursuit.errors import RunError, SettingsError
-import pursuit.run, pursuit.cli
+import pursuit.run.run, pursuit.cli
 pool = np.random.default_rng(0).normal(size=(60, 8))
 print(len(Tagcos(clusters=3).select(Features.from_array(pool), 6)))
 try:

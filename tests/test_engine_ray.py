@@ -16,9 +16,9 @@ from pursuit import Features, Gtp, KCenter, Omp, Run, Tagcos
 from pursuit.engine import engine_for
 from pursuit.engine.ray_engine import _running
 from pursuit.errors import DataError, RunError, SettingsError, StoreError
-from pursuit.run_folder import RunFolder
+from pursuit.run.folder import RunFolder
+from pursuit.run.stages import Stages
 from pursuit.solvers.rows import map_blocks
-from pursuit.stages import Stages
 from test_run import SMALL, run_main, write_rows
 from tiny import tiny_model, tiny_tokenizer
 

@@ -23,7 +23,7 @@ from pursuit.errors import SettingsError, StoreError
 from pursuit.evaluate import Evaluation, Respond, evaluate
 from pursuit.evaluate.harness import run_lm_eval
 from pursuit.evaluate.parts import weights_digest
-from pursuit.models import load_model
+from pursuit.models.loading import load_model
 from pursuit.settings import settings_from
 from tiny import tiny_model, tiny_tokenizer
 

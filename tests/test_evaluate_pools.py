@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from pursuit.evaluate import evaluate, read_eval_set
 from pursuit.evaluate.scorers import reasoning_gym
-from pursuit.models import load_model, load_tokenizer
+from pursuit.models.loading import load_model, load_tokenizer
 from pursuit.pool import Pool
 from tiny import tiny_model, tiny_tokenizer
 

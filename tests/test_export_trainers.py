@@ -13,8 +13,8 @@ from datasets import load_dataset
 from pursuit import Run, Selection, export_selection, export_subset
 from pursuit.cli import main
 from pursuit.errors import DataError, SettingsError, StoreError
+from pursuit.export.formats import write_for_trainer
 from pursuit.pool import Pool
-from pursuit.trainer_formats import write_for_trainer
 from tiny import tiny_tokenizer
 
 FORMATS = ["trl", "llama-factory", "axolotl", "messages", "parquet"]

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from pursuit.batches import plan_batches
 from pursuit.errors import DataError, ModelError, StoreError
-from pursuit.features import Features, FeatureStore
 from pursuit.gradients import AdamState, precondition, trainable_parameters
 from pursuit.gradients import extract as module
 from pursuit.gradients.extract import extract
 from pursuit.recipes import Recipe
+from pursuit.store.features import Features, FeatureStore
 from test_gradients import one_at_a_time, with_lora
 from tiny import tiny_model
 
@@ -267,7 +267,7 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, budget):
     stop=st.integers(-25, 25), picks=st.lists(st.integers(0, 1000), max_size=9),
 )  # fmt: skip
 def test_sharded_rows_read_like_an_array(n, t, shard_rows, start, stop, picks):
-    from pursuit.feature_rows import Sharded
+    from pursuit.store.rows import Sharded
 
     array = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
     sharded = Sharded([torch.from_numpy(array[i : i + shard_rows]) for i in range(0, n, shard_rows)], shard_rows)

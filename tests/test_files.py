@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pursuit.errors import RunError, StoreError
-from pursuit.export import write_table
+from pursuit.export.subset import write_table
 from pursuit.files import PARTIAL, atomic_path, fingerprint, read_json, write_json, write_tensors
 
 WRITERS = {

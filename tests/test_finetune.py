@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pursuit.errors import DataError, ModelError, SettingsError, StoreError
 from pursuit.finetune import FineTune, Finetuned, finetune
-from pursuit.models import Lora, load_model, prepare_trainable, trainable_parameters
+from pursuit.models.loading import Lora, load_model, prepare_trainable, trainable_parameters
 from pursuit.online import BatchSelector, Choice, FullBatch, OptBatch
 from pursuit.selectors import Selection
 from pursuit.training.plan import BatchPlan

@@ -20,7 +20,7 @@ from pursuit.cli import main
 from pursuit.errors import SettingsError
 from pursuit.finetune import FineTune, Finetuned, finetune
 from pursuit.finetune.command import Source, run_finetune
-from pursuit.models import load_model, prepare_trainable
+from pursuit.models.loading import load_model, prepare_trainable
 from pursuit.selectors import Selection
 from report_pages import embedded
 from test_run import write_rows

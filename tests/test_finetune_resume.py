@@ -23,7 +23,7 @@ KINDS = ("adamw_torch", "adafactor", "sgd", "infobatch", "optbatch")
 def train(kind: str, folder: Path) -> None:
     """Six weighted steps with dropout, a save after each."""
     from pursuit.finetune import FineTune, finetune
-    from pursuit.models import Lora, prepare_trainable
+    from pursuit.models.loading import Lora, prepare_trainable
     from pursuit.training import recorder
     from test_trajectory import Rows
     from tiny import tiny_model

@@ -18,7 +18,7 @@ from transformers import DataCollatorForSeq2Seq
 
 from pursuit.errors import DataError, SettingsError
 from pursuit.finetune import WeightedLossMixin
-from pursuit.models import Lora, prepare_trainable, trainable_parameters
+from pursuit.models.loading import Lora, prepare_trainable, trainable_parameters
 from pursuit.online import BatchSelectionMixin, RandomBatch
 from tiny import tiny_model, tiny_tokenizer
 

@@ -22,7 +22,7 @@ from pursuit.errors import RunError, SettingsError
 from pursuit.inspection import Inspection, inspect, inspect_pool, print_inspection
 from pursuit.inspection.terminal import print_prospects
 from pursuit.pool import Pool
-from pursuit.run import Run
+from pursuit.run.run import Run
 from tiny import CHATML, tiny_model, tiny_tokenizer
 
 MAX_LENGTH = 64

@@ -21,9 +21,9 @@ from pursuit.inspection.measure import spread, time_batches
 from pursuit.inspection.memory import estimated_peak, peak_memory, reset_peak, used_memory
 from pursuit.inspection.pools import choose_examples
 from pursuit.inspection.predict import padded_tokens, planned_batches, predict_memory
+from pursuit.models.trainable import parameter_count, prepare_trainable, trainable_parameters
 from pursuit.recipes import Recipe
-from pursuit.run import Run
-from pursuit.trainable import parameter_count, prepare_trainable, trainable_parameters
+from pursuit.run.run import Run
 from tiny import tiny_model, tiny_tokenizer
 
 SMALL: dict[str, Any] = {

@@ -11,8 +11,8 @@ import pytest
 
 from pursuit import Run
 from pursuit.errors import RunError, SettingsError
-from pursuit.jobs import Share, extract_share
-from pursuit.status import status
+from pursuit.run.jobs import Share, extract_share
+from pursuit.run.status import status
 from test_run import SMALL, place, run_main, write_rows  # noqa: F401  (place is a fixture)
 
 

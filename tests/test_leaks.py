@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit.encoding import Encoder, encode_pool
-from pursuit.leaks import find_leaks, leak_messages
 from pursuit.pool import Pool
+from pursuit.run.leaks import find_leaks, leak_messages
 from tiny import tiny_tokenizer
 
 HASHES = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz") | st.none()), max_size=12)

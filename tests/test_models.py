@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pursuit.errors import ModelError
-from pursuit.models import (
+from pursuit.models.loading import (
     Lora,
     checkpoint_dtype,
     load_model,

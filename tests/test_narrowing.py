@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pursuit.engine import engine_for
 from pursuit.errors import SelectionError
-from pursuit.features import Features
-from pursuit.narrowing import kept_rows, narrowed, source_mask, widened
+from pursuit.run.narrowing import kept_rows, narrowed, source_mask, widened
 from pursuit.selectors import METHODS, Gtp, Selection, Stratified, method
+from pursuit.store.features import Features
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*as closely as any number can")
 SOURCES = ["a", "b", "c"]

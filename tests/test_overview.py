@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit import Features, Random, Selection
-from pursuit.export import chosen_table
+from pursuit.export.subset import chosen_table
 from pursuit.overview import gradient_map, near_duplicates, pool_table
 from pursuit.overview.texts import Texts
 

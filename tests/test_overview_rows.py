@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit import Features, Selection
-from pursuit.export import chosen_table
+from pursuit.export.subset import chosen_table
 from pursuit.overview import report_data
 from pursuit.overview.neighbours import near_duplicates, nearest_targets, unchosen_neighbours
 from pursuit.overview.reasons import reasons

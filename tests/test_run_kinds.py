@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 
 from pursuit import Run
 from pursuit.errors import ModelError, PursuitError
-from pursuit.features import FeatureStore
 from pursuit.selectors import METHODS
+from pursuit.store.features import FeatureStore
 from test_run import SMALL, write_rows
 from tiny import CONFIGS, tiny_model, tiny_tokenizer
 
@@ -53,6 +53,15 @@ def test_every_architecture(tmp_path, pool, kind):
 def test_every_preconditioner(tmp_path, pool, preconditioner):
     features = {**SMALL["features"], "preconditioner": preconditioner}
     whole_road(tmp_path / "run", make_model(tmp_path / "model"), pool, features=features)
+
+
+@pytest.mark.parametrize("kind", ["same", "sgd"])
+def test_rows_of_a_target_are_plain_gradients_or_as_the_pools(tmp_path, pool, kind):
+    features = {**SMALL["features"], "target_preconditioner": kind}
+    model = make_model(tmp_path / "model")
+    run = Run(tmp_path / "run", model=model, pool=pool, target=pool, **{**SMALL, "features": features})
+    mine, goals = ([found.checkpoint(t)[:] for t in range(2)] for found in (run.extract(), run.target_features()))
+    assert np.array_equal(mine, goals) == (kind == "same")
 
 
 @pytest.mark.parametrize("projection", ["sparse", "rademacher", "none"])

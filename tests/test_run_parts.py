@@ -48,7 +48,7 @@ def test_appending_computes_only_what_is_new(grown, monkeypatch):
         seen.append(len(encoded))
         return original(model, trajectory, encoded, *rest, **more)
 
-    monkeypatch.setattr("pursuit.stages.extract", watched)
+    monkeypatch.setattr("pursuit.run.stages.extract", watched)
     run.extract(append=folder / "b.jsonl")
     assert seen == [30]
     assert before == {path: path.stat().st_mtime_ns for path in run.folder.features.rglob("*") if path.is_file()}

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit.errors import SelectionError
-from pursuit.features import Features
 from pursuit.selectors import METHODS, Less, Random, Stratified, Tagcos, method
 from pursuit.solvers import kmeans
+from pursuit.store.features import Features
 from textbook_pursuit import textbook_pursuit
 
 

@@ -14,10 +14,10 @@ from scipy.sparse import csr_matrix
 import pursuit.solvers.neighbours as neighbours_module
 from pursuit import Run
 from pursuit.errors import SelectionError
-from pursuit.features import Features
 from pursuit.selectors import D2, Craig, GradNorm, Longest, Loss, Perplexity
 from pursuit.solvers.facility_location import facility_location
 from pursuit.solvers.neighbours import first_of_equal, nearest_neighbours, unit_sketch
+from pursuit.store.features import Features
 from tiny import tiny_model, tiny_tokenizer
 
 

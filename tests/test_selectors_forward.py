@@ -10,9 +10,9 @@ import torch
 
 from pursuit import Run
 from pursuit.errors import SelectionError, SettingsError
-from pursuit.features import Features
 from pursuit.gradients.embeddings import embed
 from pursuit.selectors import METHODS, Loss, Perplexity, Rds, method
+from pursuit.store.features import Features
 from test_selectors_baselines import known
 from tiny import tiny_model, tiny_tokenizer
 

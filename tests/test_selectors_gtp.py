@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit.errors import SelectionError, SettingsError
-from pursuit.features import Features
 from pursuit.selectors import Gtp, KCenter, Omp, comparison
 from pursuit.solvers import compressive_pursuit, farthest_point, matching_pursuit
 from pursuit.solvers.partitions import partitioned_pursuit
+from pursuit.store.features import Features
 
 
 def planted(n: int = 600, groups: int = 5, checkpoints: int = 3, d: int = 40, seed: int = 0):
@@ -276,7 +276,7 @@ def test_from_the_command_a_target_is_followed_where_one_is_given_and_the_report
     pool = np.stack([features.checkpoint(t) for t in range(3)], axis=1)
     np.save(tmp_path / "pool.npy", pool)
     np.save(tmp_path / "target.npy", pool[labels == 2][:6])
-    from pursuit.commands import select_from_arrays
+    from pursuit.cli.commands import select_from_arrays
 
     chosen = {}
     for name, target in (("with", tmp_path / "target.npy"), ("without", None)):

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit.errors import SelectionError, SettingsError
-from pursuit.features import Features
 from pursuit.selectors import Gtp, Less, Omp, Selection, method
 from pursuit.selectors.quotas import interleaved, quota_shares
 from pursuit.solvers import compressive_pursuit, matching_pursuit
+from pursuit.store.features import Features
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*as closely as any number can")
 NAMES = st.lists(st.text("abc=", min_size=1, max_size=4).filter(str.strip), min_size=1, max_size=6, unique=True)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from pursuit import Rds
 from pursuit.errors import SelectionError, SettingsError
-from pursuit.features import Features
 from pursuit.selectors import method
 from pursuit.selectors.rds import _turns, _unit_examples, largest_means, take_in_turn
+from pursuit.store.features import Features
 
 
 def own(array, sources=None) -> Features:

@@ -65,7 +65,7 @@ class Nothing:
         return False
 
 
-def test_the_same_bits_whatever_memory_serving_and_threads():
+def test_the_same_bits_whatever_serving_and_threads():
     import faiss
     import torch
 
@@ -73,11 +73,9 @@ def test_the_same_bits_whatever_memory_serving_and_threads():
     centres, assignment = kmeans(rows, 30, seed=5)
     threads = faiss.omp_get_max_threads()
     try:
-        for matrix, memory_bytes, count in (
-            (rows, 1 << 30, 1), (rows, 1 << 30, 2), (RowView(rows, np.arange(4000)), 10_000, 2), (rows, 1, 1),
-        ):  # fmt: skip
+        for matrix, count in ((rows, 1), (rows, 2), (RowView(rows, np.arange(4000)), 2)):
             faiss.omp_set_num_threads(count)
-            again = kmeans(matrix, 30, seed=5, memory_bytes=memory_bytes)
+            again = kmeans(matrix, 30, seed=5)
             assert again[0].tobytes() == centres.tobytes()
             assert again[1].tobytes() == assignment.tobytes()
     finally:

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from pursuit.batches import IGNORED, collate, plan_batches
 from pursuit.errors import DataError, ModelError, SettingsError, StoreError
-from pursuit.models import Lora, prepare_trainable, trainable_parameters
+from pursuit.models.loading import Lora, prepare_trainable, trainable_parameters
 from pursuit.warmup import Plan, WarmUp, warm_up
 from pursuit.warmup.trajectory import Trajectory
 from tiny import CONFIGS, tiny_model

@@ -23,7 +23,7 @@ RENAMES = (1, 2, 4, 6, 8, 11, 15)
 
 def train(folder: Path) -> None:
     """Five steps with dropout, a save after each; checkpoints are kept at 2 and 5."""
-    from pursuit.models import Lora, prepare_trainable
+    from pursuit.models.loading import Lora, prepare_trainable
     from pursuit.training import recorder
     from pursuit.warmup import WarmUp, warm_up
     from test_trajectory import Rows

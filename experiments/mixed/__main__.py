@@ -23,8 +23,8 @@ from pursuit.compare import Comparison, compare
 from pursuit.files import read_json, sha256_file, write_json
 from pursuit.finetune import FineTune
 from pursuit.progress import say
-from pursuit.reporting import Choice
-from pursuit.run_folder import versions
+from pursuit.run.folder import versions
+from pursuit.run.reporting import Choice
 from pursuit.selectors import Selection
 
 app = App(name="experiments.mixed", help=__doc__)

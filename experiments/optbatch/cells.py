@@ -16,7 +16,7 @@ from pursuit.encoding import EncodedPool
 from pursuit.evaluate import EvalSet, evaluate
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.finetune import finetune
-from pursuit.models import load_tokenizer
+from pursuit.models.loading import load_tokenizer
 
 METRICS = ("loss", "exact")
 Cell = dict[str, Any]

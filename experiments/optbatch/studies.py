@@ -13,11 +13,11 @@ from experiments.textgames.data import FIRST_TRAINING, KINDS, Sizes, first_model
 from pursuit.encoding import EncodedPool, Encoder, encode_pool
 from pursuit.evaluate import EvalSet, read_eval_set
 from pursuit.finetune import FineTune
-from pursuit.models import load_model, load_tokenizer
+from pursuit.models.loading import load_model, load_tokenizer
+from pursuit.models.trainable import prepare_trainable
 from pursuit.online import BatchSelector, batch_selection
 from pursuit.pool import Pool
 from pursuit.recipes import Lora
-from pursuit.trainable import prepare_trainable
 
 GAMES = Sizes(train_games=40, first_games=20, clean=176, wrong=0, copies=0, eval_rows=30, eval_games=10)
 FIRST = replace(FIRST_TRAINING, max_steps=120)

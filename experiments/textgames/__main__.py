@@ -24,7 +24,7 @@ from pursuit.compare.plan import parse_method
 from pursuit.files import read_json, sha256_file, write_json
 from pursuit.finetune import FineTune
 from pursuit.progress import say
-from pursuit.run_folder import versions
+from pursuit.run.folder import versions
 from pursuit.selectors import method
 
 app = App(name="experiments.textgames", help=__doc__)
@@ -69,7 +69,7 @@ def main(
         results: Folder for the small files that are kept.
         seeds: Trainings of each choice.
         play: Train once more on the targeted choices at 5%, and let the models play games that they have not seen.
-        gradients: Select, train and score by other gradients too: no-momentum, sgd, less.
+        gradients: Select, train and score by other gradients too: no-momentum, sgd, less, no-momentum-both.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*rows follow the goal as closely.*")  # kept in the diagnostics

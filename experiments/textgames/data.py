@@ -20,9 +20,9 @@ from experiments.pools.textgames import make_textgames
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.files import write_json, write_text
 from pursuit.finetune import FineTune, finetune
-from pursuit.models import load_model, load_tokenizer
+from pursuit.models.loading import load_model, load_tokenizer
+from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
-from pursuit.trainable import prepare_trainable
 
 KINDS = ("coin", "cookingworld", "mapreader", "peckingorder", "simonsays", "twc")
 TARGETS = ("coin", "cookingworld", "mapreader")

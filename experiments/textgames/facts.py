@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.textgames.data import TARGETS, planted_in, prompts_of
 from pursuit import Run
-from pursuit.reporting import Choice
+from pursuit.run.reporting import Choice
 from pursuit.selectors import Selection
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pursuit.errors import PursuitError
-    from pursuit.features import Features
+    from pursuit.export.trainers import export_selection, export_subset
     from pursuit.inspection import inspect
-    from pursuit.run import Run
+    from pursuit.run.run import Run
     from pursuit.selectors import (
         D2,
         Craig,
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
         Stratified,
         Tagcos,
     )
-    from pursuit.trainer_export import export_selection, export_subset
+    from pursuit.store.features import Features
 
 _PLACES = {
-    "Craig": "selectors", "D2": "selectors", "Features": "features", "GradNorm": "selectors", "Gtp": "selectors",
+    "Craig": "selectors", "D2": "selectors", "Features": "store.features", "GradNorm": "selectors", "Gtp": "selectors",
     "KCenter": "selectors", "Less": "selectors", "Longest": "selectors", "Loss": "selectors", "Omp": "selectors",
     "Perplexity": "selectors", "PursuitError": "errors", "Random": "selectors", "Rds": "selectors",
-    "Run": "run", "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors",
-    "export_selection": "trainer_export", "export_subset": "trainer_export", "inspect": "inspection",
+    "Run": "run.run", "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors",
+    "export_selection": "export.trainers", "export_subset": "export.trainers", "inspect": "inspection",
 }  # fmt: skip
 
 __all__ = [

@@ -102,7 +102,7 @@ class Recipe:
 
     Attributes:
         dimension: d of the projection (ignored by "none").
-        dtype: of the stored rows, see `pursuit.codecs`.
+        dtype: of the stored rows, see `pursuit.store.codecs`.
         batch_tokens: padded tokens a batch, which bounds the memory of the pass.
         shard_rows: rows of a shard: what a crash can lose.
     """

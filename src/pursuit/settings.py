@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -69,6 +70,9 @@ class FeatureSettings(_Group):
         description="adam (the step Adam would take), less (as in LESS' released code), sgd (the gradient), sign.",
     )
     momentum: bool = Field(Recipe.momentum, description="Keep the momentum term, which all examples share.")
+    target_preconditioner: Literal["sgd", "same"] = Field(
+        "sgd", description="Of the target's rows: sgd (their gradient, as published), or the same as the pool's."
+    )
     dtype: StoredType = Field(
         Recipe.dtype, description="Of the stored rows; int8 (a byte a number) takes half the room of float16, bits "
         "(signs alone) a sixteenth.",
@@ -151,7 +155,12 @@ class Settings(_Group):
 
     def feature_recipe(self) -> Recipe:
         """The features' settings as extraction takes them."""
-        return Recipe(**self.features.model_dump())
+        return Recipe(**self.features.model_dump(exclude={"target_preconditioner"}))
+
+    def target_recipe(self) -> Recipe:
+        """Those of the target's rows."""
+        recipe = self.feature_recipe()
+        return recipe if self.features.target_preconditioner == "same" else replace(recipe, preconditioner="sgd")
 
 
 class Job(Settings):

@@ -61,7 +61,7 @@ def compare(
         price_per_hour: Of the machine: shows money beside time.
         currency: Of the price.
     """
-    from pursuit.commands_compare import run_compare
+    from pursuit.cli.commands_compare import run_compare
 
     def parts(values: list[str] | None) -> list[str]:
         return [part.strip() for value in values or () for part in value.split(",") if part.strip()]

@@ -63,7 +63,7 @@ def evaluate(
 
 def _settings(run: Path | None, values: dict[str, Any]) -> Settings:
     """The settings to read model and rows with: a run's, with what was given over them."""
-    from pursuit.run_folder import RunFolder
+    from pursuit.run.folder import RunFolder
 
     stored: dict[str, Any] = {}
     if run is not None:
@@ -104,7 +104,7 @@ def _evaluate(settings: Settings, paths: list[str], plan: Plan, out: Path | None
     from pursuit.evaluate import read_eval_set
     from pursuit.evaluate.evaluation import carry_out
     from pursuit.evaluate.result import EXAMPLES, RESULT
-    from pursuit.models import load_tokenizer
+    from pursuit.models.loading import load_tokenizer
     from pursuit.pool import Pool
 
     pool = None if not paths else Pool(
@@ -130,8 +130,8 @@ def _evaluate(settings: Settings, paths: list[str], plan: Plan, out: Path | None
 def _load(settings: Settings) -> nn.Module:
     """The model with its adapter. A whole model's folder in the adapter's place, as a training of all weights leaves
     it, is loaded instead."""
-    from pursuit.models import load_model
-    from pursuit.trainable import prepare_trainable
+    from pursuit.models.loading import load_model
+    from pursuit.models.trainable import prepare_trainable
 
     whole = settings.adapter is not None and (Path(settings.adapter).expanduser() / "config.json").exists()
     model = load_model(

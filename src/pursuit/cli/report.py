@@ -30,6 +30,6 @@ def report(
         currency: Of the price.
         out: The page, .html; beside the subset if not given.
     """
-    from pursuit.commands import write_report_again
+    from pursuit.cli.commands import write_report_again
 
     write_report_again(run, selection, agreement, price_per_hour, currency, out)

@@ -43,7 +43,7 @@ def select(
         features: Your own features instead of a model and a pool: a .npy file of (N, d) or (N, T, d).
         target_features: The target's features in the same form.
     """
-    from pursuit.commands import select_from_arrays
+    from pursuit.cli.commands import select_from_arrays
 
     job, values = read_job(config)
     job = _with_flags(job, method, budget, run, out, param, quota, drop_source, drop_leaks)
@@ -97,7 +97,7 @@ def _with_flags(
 
 
 def _select(job: Job, values: dict[str, Any], settings: Settings | None) -> None:
-    from pursuit.commands import select_from_run
+    from pursuit.cli.commands import select_from_run
 
     if job.run is None:
         raise SettingsError(
@@ -113,7 +113,7 @@ def _select(job: Job, values: dict[str, Any], settings: Settings | None) -> None
 @app.command
 def methods() -> None:
     """Every method with its parameters, their defaults, and where it comes from."""
-    from pursuit.commands import print_methods
+    from pursuit.cli.commands import print_methods
 
     print_methods()
 
@@ -136,6 +136,6 @@ def export(
         subset: A file that `select` wrote, instead of --selection; --fields and --train-on as then, or --run to take
             them from there.
     """
-    from pursuit.commands import export_for_trainer
+    from pursuit.cli.commands import export_for_trainer
 
     export_for_trainer(to, out, run, selection, subset, given(settings))

@@ -32,7 +32,7 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
 @app.command
 def warmup(*, run: Folder = None, config: Config = None, settings: Flags = None) -> None:
     """The first stage alone: train briefly on a random part of the pool and keep the checkpoints."""
-    from pursuit.commands import warm_up
+    from pursuit.cli.commands import warm_up
 
     warm_up(*resolve(run, config, settings))
 
@@ -51,7 +51,7 @@ def extract(*, run: Folder = None, config: Config = None, append: list[str] | No
         append: More files, whose rows join the run for good; only their gradients are computed.
         shard: Do only this job's part: 3/16 is the third of sixteen.
     """
-    from pursuit.commands import extract_features
+    from pursuit.cli.commands import extract_features
 
     extract_features(*resolve(run, config, settings), append, shard)
 
@@ -67,7 +67,7 @@ def status(*, run: Path, of: int | None = None, verify: bool = False) -> None:
     """
     from rich.console import Console
 
-    from pursuit.status import status as look
-    from pursuit.status import table
+    from pursuit.run.status import status as look
+    from pursuit.run.status import table
 
     Console().print(table(look(run, of=of, verify=verify)))

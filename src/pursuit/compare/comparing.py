@@ -21,11 +21,11 @@ from pursuit.errors import SelectionError
 from pursuit.evaluate import check_metrics, read_eval_set
 from pursuit.files import atomic_path, fingerprint
 from pursuit.finetune import FineTune
-from pursuit.models import load_tokenizer, model_fingerprint, settled_dtype
+from pursuit.models.loading import load_tokenizer, model_fingerprint, settled_dtype
 from pursuit.pool import Pool
 from pursuit.progress import progress
 from pursuit.report.comparison import CompareData, write_comparison
-from pursuit.run import Run
+from pursuit.run.run import Run
 from pursuit.selectors import Selection, check_budget, method
 from pursuit.settings import Settings
 from pursuit.training.plan import steps_in_epoch

@@ -16,7 +16,7 @@ from scipy import stats
 from pursuit.compare.plan import FULL, RANDOM, UNTRAINED, Cell, Comparison
 from pursuit.finetune import FineTune
 from pursuit.report.comparison import CompareData, Interval, MethodScore, MetricScores
-from pursuit.run_folder import versions
+from pursuit.run.folder import versions
 from pursuit.selectors import parse_budget
 
 Results = Sequence[tuple[Cell, Mapping[str, Any]]]

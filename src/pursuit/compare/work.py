@@ -18,12 +18,12 @@ from pursuit.errors import PursuitError
 from pursuit.evaluate import evaluate, load_function, read_eval_set
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.finetune import FineTune, finetune
-from pursuit.models import load_model, load_tokenizer
-from pursuit.run_folder import RunFolder
+from pursuit.models.loading import load_model, load_tokenizer
+from pursuit.models.trainable import prepare_trainable
+from pursuit.run.folder import RunFolder
+from pursuit.run.stages import Stages
 from pursuit.selectors import Selection
 from pursuit.settings import Settings, settings_from
-from pursuit.stages import Stages
-from pursuit.trainable import prepare_trainable
 
 RESULT = "cell.json"
 

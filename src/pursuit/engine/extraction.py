@@ -10,19 +10,19 @@ from typing import Any
 
 from pursuit.encoding import EncodedPool
 from pursuit.engine import Engine
-from pursuit.features import FeatureStore
 from pursuit.gradients.extract import open_store, prepare
 from pursuit.gradients.shards import Compute, shard_tensors
 from pursuit.progress import Advance, progress
 from pursuit.recipes import Recipe
-from pursuit.run_folder import RunFolder
+from pursuit.run.folder import RunFolder
+from pursuit.run.stages import Fill, Stages
 from pursuit.settings import Settings, settings_from
-from pursuit.stages import Fill, Stages
+from pursuit.store.features import FeatureStore
 from pursuit.warmup.trajectory import Trajectory
 
 
 def fill_on(engine: Engine, run: RunFolder, settings: Settings) -> Fill:
-    """A function that fills a run's stores on an engine's workers; see `pursuit.stages.Stages`.
+    """A function that fills a run's stores on an engine's workers; see `pursuit.run.stages.Stages`.
 
     Its errors are those of `pursuit.gradients.extract.extract`, and a RunError when the workers do not stay alive.
     """

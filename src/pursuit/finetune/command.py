@@ -18,18 +18,18 @@ from transformers import PreTrainedTokenizerBase
 from pursuit.batches import EncodedRows
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.errors import DataError, RunError, SettingsError
-from pursuit.export import beside
+from pursuit.export.subset import beside
 from pursuit.finetune.recipe import FineTune
 from pursuit.finetune.result import Finetuned, read_record
 from pursuit.finetune.run import check_optimizer, finetune, finished
-from pursuit.models import load_model, load_tokenizer, model_fingerprint, settled_dtype
+from pursuit.models.loading import load_model, load_tokenizer, model_fingerprint, settled_dtype
+from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
-from pursuit.run import Run
-from pursuit.run_folder import RunFolder
-from pursuit.saved import find_selection
+from pursuit.run.folder import RunFolder
+from pursuit.run.run import Run
+from pursuit.run.saved import find_selection
 from pursuit.selectors import Selection
 from pursuit.settings import Settings, merge, settings_from
-from pursuit.trainable import prepare_trainable
 
 if TYPE_CHECKING:
     from pursuit.online import BatchSelector

@@ -23,7 +23,7 @@ from torch import nn
 from pursuit.errors import StoreError
 from pursuit.files import read_json, sha256_file, write_json, write_tensors, write_text
 from pursuit.finetune.recipe import FineTune
-from pursuit.trainable import trainable_parameters
+from pursuit.models.trainable import trainable_parameters
 from pursuit.training.choosing import BatchSelection
 from pursuit.training.folder import (
     RECORD,

@@ -32,9 +32,9 @@ from pursuit.finetune.result import (
     write_model,
 )
 from pursuit.finetune.weights import check_weights, mean_weight
+from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.progress import say
 from pursuit.selectors.selection import Selection
-from pursuit.trainable import parameter_count, trainable_parameters
 from pursuit.training.folder import RECOVERY, made_from_other, remove_recovery, rows_digest, weights_digest
 from pursuit.training.plan import BatchPlan, steps_in_epoch
 from pursuit.training.trainer import Task, train

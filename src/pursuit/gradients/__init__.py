@@ -4,7 +4,7 @@ from pursuit.gradients.capture import batch_gradients, example_gradients
 from pursuit.gradients.losses import example_losses
 from pursuit.gradients.precondition import AdamState, Preconditioning, precondition
 from pursuit.gradients.project import make_projection
-from pursuit.trainable import trainable_parameters
+from pursuit.models.trainable import trainable_parameters
 
 __all__ = [
     "AdamState", "Preconditioning", "batch_gradients", "example_gradients", "example_losses", "make_projection",

@@ -22,7 +22,7 @@ from pursuit.gradients.factors import Factors, looked_up, narrowed
 from pursuit.gradients.losses import Batch, example_losses
 from pursuit.gradients.scratch import Scratch
 from pursuit.gradients.split import split_model
-from pursuit.trainable import trainable_parameters
+from pursuit.models.trainable import trainable_parameters
 
 Consume = Callable[[str, Tensor], None]
 

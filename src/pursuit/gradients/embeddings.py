@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from pursuit.batches import IGNORED, EncodedRows, collate
 from pursuit.errors import ModelError
-from pursuit.features import FeatureStore
 from pursuit.gradients.losses import Batch, hidden_losses, mean_by_example
 from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
 from pursuit.gradients.split import SplitModel, split_model
 from pursuit.recipes import Recipe, StoredType
+from pursuit.store.features import FeatureStore
 
 
 def embed(
@@ -38,7 +38,7 @@ def embed(
 
     Args:
         model: a causal language model. An adapter on it is left out: the base model's weights are used, as they are.
-        dtype: of the stored rows, see `pursuit.codecs`.
+        dtype: of the stored rows, see `pursuit.store.codecs`.
         batch_tokens: padded tokens a batch, which bounds the memory.
         provenance: everything else that shaped the embeddings (model, data), JSON-able.
         shards: only these shard numbers; all without.

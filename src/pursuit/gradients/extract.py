@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from pursuit.batches import EncodedRows, collate
 from pursuit.errors import ModelError
-from pursuit.features import FeatureStore
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.factors import Factors, make_factors
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import Projection, make_projection
 from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
+from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import Recipe
-from pursuit.trainable import trainable_parameters
+from pursuit.store.features import FeatureStore
 
 
 class Checkpoints(Protocol):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pursuit.batches import EncodedRows, plan_batches
-from pursuit.codecs import empty_rows, encode
 from pursuit.errors import DataError, StoreError
-from pursuit.features import FeatureStore
 from pursuit.files import fingerprint, one_at_a_time, read_json, write_json
 from pursuit.progress import Advance, progress, say
+from pursuit.store.codecs import empty_rows, encode
+from pursuit.store.features import FeatureStore
 
 Compute = Callable[[list[int]], Mapping[str, Tensor]]  # rows of one batch → the store's tensors for them
 

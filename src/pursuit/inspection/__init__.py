@@ -24,10 +24,10 @@ from pursuit.inspection.data import Inspection, Prediction, TargetView
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
 from pursuit.inspection.terminal import print_findings, print_inspection, print_prospects, size
-from pursuit.leaks import find_leaks
 from pursuit.pool import Pool, Refusal
 from pursuit.progress import say
-from pursuit.run import Run
+from pursuit.run.leaks import find_leaks
+from pursuit.run.run import Run
 from pursuit.settings import merge, settings_from
 
 __all__ = ["Inspection", "Prediction", "inspect", "inspect_pool", "print_inspection"]

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pursuit.batches import EncodedRows, collate, plan_batches
-from pursuit.codecs import decode, encode
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
 from pursuit.inspection.data import Proposal
+from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import Recipe, StoredType
-from pursuit.trainable import trainable_parameters
+from pursuit.store.codecs import decode, encode
 
 ROWS, SECONDS = 200, 60.0
 DIMENSIONS = (512, 1024, 2048, 4096, 8192, 16384)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from pursuit.trainable import parameter_count
+from pursuit.models.trainable import parameter_count
 
 
 @dataclass(frozen=True)

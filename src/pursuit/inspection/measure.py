@@ -19,8 +19,8 @@ from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import DENSE_ROWS, Projection, make_projection
 from pursuit.inspection.data import Measurement, Timing
 from pursuit.inspection.memory import peak_memory, reset_peak, used_memory
+from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.recipes import Recipe
-from pursuit.trainable import parameter_count, trainable_parameters
 
 SECONDS = 20.0  # that the timed batches may take together, more or less
 SHARE_OF_FEATURES = 0.6  # of these seconds

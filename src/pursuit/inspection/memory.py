@@ -11,7 +11,7 @@ from torch import nn
 
 from pursuit.gradients.losses import LOGITS_AT_ONCE
 from pursuit.gradients.split import split_model
-from pursuit.trainable import parameter_count
+from pursuit.models.trainable import parameter_count
 
 
 def used_memory(device: torch.device) -> int | None:

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pursuit.batches import plan_batches
-from pursuit.codecs import row_bytes
 from pursuit.encoding import EncodedPool
 from pursuit.inspection.costs import shape_of
 from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
 from pursuit.inspection.measure import measure
 from pursuit.inspection.memory import estimated_peak, total_memory
+from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.progress import say
 from pursuit.recipes import Recipe
 from pursuit.settings import Settings
-from pursuit.trainable import parameter_count, trainable_parameters
+from pursuit.store.codecs import row_bytes
 from pursuit.warmup.plan import Plan
 
 Batches = list[list[int]]

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from pursuit.errors import SettingsError
-from pursuit.features import Features
 from pursuit.overview.neighbours import COMPARED, near_duplicates, nearest_targets, unchosen_neighbours
 from pursuit.overview.reasons import reasons, target_names
 from pursuit.overview.scripts import script_counts
@@ -24,9 +23,10 @@ from pursuit.overview.space import (
 )
 from pursuit.overview.texts import Render, Texts, quoted
 from pursuit.report import ClusterView, ExampleView, MethodPairs, NearDuplicate, NeighbourView, ReportData, TargetView
-from pursuit.run_folder import versions
+from pursuit.run.folder import versions
 from pursuit.selectors import Selection
 from pursuit.selectors.registry import METHODS, method
+from pursuit.store.features import Features
 
 __all__ = ["Render", "gradient_map", "near_duplicates", "pool_table", "report_data"]
 
@@ -41,7 +41,7 @@ def report_data(
     """Everything the page shows.
 
     Args:
-        chosen: from `pursuit.export.chosen_table`.
+        chosen: from `pursuit.export.subset.chosen_table`.
         render: text of a pool row as segments (text, is response); None where there is no text.
         target: features of the target, to say which of its rows a chosen row is most like.
         render_target: text of a row of the target.

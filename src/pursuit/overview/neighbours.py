@@ -7,11 +7,11 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
-from pursuit.features import Features
 from pursuit.report import NearDuplicate
 from pursuit.selectors import Selection
 from pursuit.solvers.neighbours import unit_sketch
 from pursuit.solvers.rows import RowView
+from pursuit.store.features import Features
 
 NEAR = 0.95  # cosine of the features from which two rows count as near-duplicates
 COMPARED = 20_000  # chosen rows, in order of choice, among which near-duplicates are looked for

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from pursuit.features import Features
 from pursuit.overview.texts import Texts
 from pursuit.report import DirectionView, GradientMap
 from pursuit.selectors import Selection
+from pursuit.store.features import Features
 
 SAMPLED = 2_400  # rows looked at, a third of them chosen ones
 DIRECTIONS = 5

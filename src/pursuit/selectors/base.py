@@ -17,7 +17,7 @@ from pursuit.errors import SelectionError, SettingsError
 from pursuit.selectors.selection import Selection
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 class Selector(BaseModel, ABC):

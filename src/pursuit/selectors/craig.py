@@ -16,7 +16,7 @@ from pursuit.solvers.neighbours import first_of_equal, nearest_neighbours, unit_
 from pursuit.solvers.rows import MAX_BLOCK_BYTES, block_bounds
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 STEPS = np.float32(1 << 20)
 

@@ -15,7 +15,7 @@ from pursuit.selectors.selection import Selection
 from pursuit.solvers.neighbours import nearest_neighbours, unit_sketch
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 class D2(Selector):

@@ -21,7 +21,7 @@ from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, RowView, gathe
 
 if TYPE_CHECKING:
     from pursuit.engine import Engine
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 @dataclass(frozen=True)

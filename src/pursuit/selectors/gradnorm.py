@@ -11,7 +11,7 @@ from pursuit.selectors.loss import Checkpoints, choose_band, quantiles, row_grad
 from pursuit.selectors.selection import Selection
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 class GradNorm(Selector):

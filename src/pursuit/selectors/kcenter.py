@@ -13,7 +13,7 @@ from pursuit.solvers.farthest_point import farthest_point
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, blocks, row_dots
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 class KCenter(Selector):

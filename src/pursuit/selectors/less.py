@@ -16,7 +16,7 @@ from pursuit.selectors.stratified import source_codes
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, blocks, rank_descending
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 ROUNDING = 1e-12
 

@@ -10,7 +10,7 @@ from pursuit.selectors.base import Selector
 from pursuit.selectors.selection import Selection
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 class Longest(Selector):

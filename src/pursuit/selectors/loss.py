@@ -12,7 +12,7 @@ from pursuit.selectors.base import Selector
 from pursuit.selectors.selection import Selection
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 Band = Literal["high", "middle", "low"]
 Checkpoints = Literal["last", "average"]

@@ -12,7 +12,7 @@ from pursuit.selectors.loss import AT, At, Band, choose_band, quantiles, row_los
 from pursuit.selectors.selection import Selection
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 class Perplexity(Selector):

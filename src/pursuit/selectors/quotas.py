@@ -14,7 +14,7 @@ from pursuit.errors import SelectionError
 from pursuit.selectors.stratified import source_codes
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 def read_quotas(value: Any) -> dict[str, float] | None:

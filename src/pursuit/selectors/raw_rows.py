@@ -9,7 +9,7 @@ import numpy as np
 from pursuit.solvers.rows import RowMatrix
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 def with_raw_rows(features: Features) -> Features:
@@ -18,7 +18,7 @@ def with_raw_rows(features: Features) -> Features:
     Raises:
         ValueError: the norms of rows are not known.
     """
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
     unknown = np.argwhere(~np.isfinite(features.norms))
     if len(unknown):

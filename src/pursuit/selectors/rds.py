@@ -18,7 +18,7 @@ from pursuit.selectors.stratified import source_codes
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, map_blocks
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 STEPS = 1 << 24  # cosines are compared in steps of 2⁻²⁴, the precision of float32: rounding cannot order duplicates
 INDEX = (1 << 32) - 1  # the lower half of a key

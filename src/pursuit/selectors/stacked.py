@@ -18,7 +18,7 @@ from pursuit.solvers.rows import MAPPED_BYTES, RowMatrix, RowView, map_blocks, r
 from pursuit.solvers.subspace import subspace
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 BLOCK_ROWS = 1024  # always so many rows are projected at once, so that equal rows get equal bits
 

@@ -11,7 +11,7 @@ from pursuit.selectors.selection import Selection
 from pursuit.solvers.apportion import largest_remainder
 
 if TYPE_CHECKING:
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 
 class Stratified(Selector):

@@ -20,7 +20,7 @@ from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, RowView, gathe
 
 if TYPE_CHECKING:
     from pursuit.engine import Engine
-    from pursuit.features import Features
+    from pursuit.store.features import Features
 
 AS_PUBLISHED = {"apportionment": "floor"}
 
@@ -69,7 +69,7 @@ class Tagcos(Selector):
             warnings.simplefilter("always")
             centres, assignment = kmeans(
                 matrix, self.clusters, seed=seed, iterations=self.iterations,
-                sample=self.sample_per_cluster * self.clusters, memory_bytes=self.memory_bytes,
+                sample=self.sample_per_cluster * self.clusters,
             )  # fmt: skip
         if not centres.any():
             raise ValueError("the features are all zero")

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, Matrix, RowMatrix, as_rows, check_matrix, map_blocks, pass_rows
+from pursuit.solvers.rows import Matrix, RowMatrix, as_rows, check_matrix, map_blocks, pass_rows
 
 ROWS_PER_CLUSTER = 4  # fewer rows than this for a cluster, and the number of clusters is lowered
 SAMPLE_PER_CLUSTER = 256
@@ -17,20 +17,14 @@ MEAN_BLOCK_ROWS = 1024  # fixed, because the order of summation depends on it
 
 
 def kmeans(
-    matrix: Matrix,
-    clusters: int,
-    *,
-    seed: int,
-    iterations: int = 25,
-    sample: int | None = None,
-    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    matrix: Matrix, clusters: int, *, seed: int, iterations: int = 25, sample: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Group the rows of a matrix into clusters of least squared distance to their means.
 
     Lloyd's iterations with k-means++ seeding (faiss) run on a sample; every row is then given to the nearest centre,
     and the centres returned are the exact means of the rows given to them. [ours]: the sample, its size, and that an
     empty cluster is left out of the result (the others are renumbered). Deterministic: the same matrix, settings and
-    seed give the same result, however the rows are served and whatever `memory_bytes`.
+    seed give the same result, however the rows are served. Beside the sample, a block of rows is in memory.
 
     Cost: O(s K d) for each of the iterations on a sample of s rows, then O(n K d) once.
 
@@ -41,7 +35,6 @@ def kmeans(
         iterations: of Lloyd's algorithm.
         sample: at most so many rows, drawn at random, train the centres; 256 for each cluster without. They are held in
             memory as float32.
-        memory_bytes: has no effect: blocks of rows are small and always the same.
 
     Returns:
         centres (K, d) float64, mean of the members; assignment (n,) int64 in 0 … K−1, every cluster with a member.

@@ -13,8 +13,8 @@ from torch import nn
 from pursuit.batches import EncodedRows
 from pursuit.errors import DataError, ModelError
 from pursuit.files import read_json, write_json
+from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import WarmUp
-from pursuit.trainable import trainable_parameters
 from pursuit.training.folder import KEPT, RECOVERY, made_from_other, remove_recovery, rows_digest, weights_digest
 from pursuit.training.trainer import Task, train
 from pursuit.warmup.plan import Plan

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pursuit.gradients.precondition import AdamState
-from pursuit.trainable import trainable_parameters
+from pursuit.models.trainable import trainable_parameters
 from pursuit.training.folder import KEPT, RECOVERY, check_same_parameters, folder_name, remove_recovery
 from pursuit.training.recorder import Recorder, check_finite
 from pursuit.warmup.plan import Plan

@@ -24,7 +24,7 @@ from torch import nn
 from pursuit.errors import StoreError
 from pursuit.files import read_json, sha256_file, write_json, write_tensors
 from pursuit.gradients.precondition import AdamState
-from pursuit.trainable import trainable_parameters
+from pursuit.models.trainable import trainable_parameters
 from pursuit.training.folder import KEPT, RECORD, RECOVERY, WEIGHTS, copy_weights, folder_name, has_digests
 
 MOMENTS, MANIFEST = "moments.safetensors", "warmup.json"

@@ -25,19 +25,19 @@ from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
 from pursuit.engine.extraction import fill_on
 from pursuit.errors import RunError, SelectionError, SettingsError
-from pursuit.export import Result
-from pursuit.features import Features
-from pursuit.jobs import OnDevices
-from pursuit.models import settled_dtype
-from pursuit.narrowing import kept_rows, narrowed, widened
+from pursuit.export.subset import Result
+from pursuit.models.loading import settled_dtype
 from pursuit.pool import Pool, check_subset_path
 from pursuit.progress import say
-from pursuit.reporting import Choice, publish_choice, report_again
-from pursuit.run_folder import RunFolder
-from pursuit.saved import find_selection
+from pursuit.run.folder import RunFolder
+from pursuit.run.jobs import OnDevices
+from pursuit.run.narrowing import kept_rows, narrowed, widened
+from pursuit.run.reporting import Choice, publish_choice, report_again
+from pursuit.run.saved import find_selection
+from pursuit.run.stages import Fill, Rows, Stages
 from pursuit.selectors import Selector, check_budget, method, parse_budget
 from pursuit.settings import Settings
-from pursuit.stages import Fill, Rows, Stages
+from pursuit.store.features import Features
 from pursuit.warmup.trajectory import Trajectory
 
 
@@ -113,7 +113,8 @@ class Run:
             return self.stages.features()
 
     def target_features(self) -> Features:
-        """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2), same projection.
+        """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2) unless the settings say
+        otherwise, same projection.
 
         Raises:
             SelectionError: the run has no target.

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pursuit.agreement import agreement as agreement_of
 from pursuit.encoding import duplicate_groups, render_tokens
 from pursuit.errors import StoreError
-from pursuit.export import Result, beside, chosen_table, publish
-from pursuit.features import Features
+from pursuit.export.subset import Result, beside, chosen_table, publish
 from pursuit.files import fingerprint, read_json, write_json
-from pursuit.narrowing import kept_rows, narrowed
 from pursuit.overview import report_data
+from pursuit.overview.agreement import agreement as agreement_of
 from pursuit.report import AgreementData, write_report
+from pursuit.run.narrowing import kept_rows, narrowed
+from pursuit.run.stages import Rows, Stages
 from pursuit.selectors import Selection, Selector, method
-from pursuit.stages import Rows, Stages
+from pursuit.store.features import Features
 from pursuit.warmup.plan import Plan
 
 CHOICE = "choice.json"

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
-from pursuit.features import Features
 from pursuit.files import atomic_path, write_text
 from pursuit.overview import Render, report_data
 from pursuit.pool import Pool, write_subset
 from pursuit.report import terminal_summary, write_report
 from pursuit.selectors import Selection
+from pursuit.store.features import Features
 
 
 @dataclass(frozen=True)

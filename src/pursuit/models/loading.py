@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from pursuit.errors import ModelError
 from pursuit.files import fingerprint, sha256_file
-from pursuit.hub import ask_hub
-from pursuit.trainable import Lora, lora_targets, parameter_count, prepare_trainable, trainable_parameters
+from pursuit.models.hub import ask_hub
+from pursuit.models.trainable import Lora, lora_targets, parameter_count, prepare_trainable, trainable_parameters
 
 __all__ = [
     "Lora", "load_model", "load_tokenizer", "lora_targets", "model_fingerprint", "parameter_count",

@@ -5,7 +5,7 @@ Layout of a store folder:
     manifest.json                    what made it (provenance), N, T, d, rows a shard, checkpoint weights
     checkpoint-00/00000.safetensors  rows 0 … shard_rows-1 at the first checkpoint:
         features        (n, d)  float16 | bfloat16 | float32, rows of unit norm (a zero gradient stays a zero row);
-                                or int8 or bits with `scales` (n,) float32, see pursuit.codecs
+                                or int8 or bits with `scales` (n,) float32, see pursuit.store.codecs
         norms           (n,)    float32, norm of the projected row before it was scaled
         gradient_norms  (n,)    float32, norm of the plain gradient before preconditioning and projection
         losses          (n,)    float32, mean response loss in nats a token
@@ -31,9 +31,9 @@ from torch import Tensor
 
 from pursuit.engine import LOCAL, Engine
 from pursuit.errors import StoreError
-from pursuit.feature_rows import Average, RowMatrix, Sharded
 from pursuit.files import read_json, tensor_metadata, write_tensors
-from pursuit.mirror import mirror_of
+from pursuit.store.mirror import mirror_of
+from pursuit.store.rows import Average, RowMatrix, Sharded
 
 COLUMNS = ("features", "gradient_norms", "losses", "norms")  # of every shard; codes have `scales` beside them
 

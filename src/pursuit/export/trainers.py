@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from pursuit.errors import DataError, SettingsError, StoreError
-from pursuit.export import beside
+from pursuit.export.formats import Exported, TrainerFormat, TrainOn, check_out, write_for_trainer
+from pursuit.export.subset import beside
 from pursuit.pool import Pool
-from pursuit.saved import find_selection
+from pursuit.run.saved import find_selection
 from pursuit.selectors import Selection
-from pursuit.trainer_formats import Exported, TrainerFormat, TrainOn, check_out, write_for_trainer
 
 if TYPE_CHECKING:
-    from pursuit.run import Run
+    from pursuit.run.run import Run
 
 
 def export_selection(
@@ -28,7 +28,7 @@ def export_selection(
     Args:
         selection: one that the run made, or its folder, or the folder's name in `selections/`, or the beginning of the
             name (`tagcos`) where only one begins so. None: the only one that there is.
-        to: trl, llama-factory, axolotl, messages or parquet; see `pursuit.trainer_formats`.
+        to: trl, llama-factory, axolotl, messages or parquet; see `pursuit.export.formats`.
         out: the file.
 
     Raises:

@@ -20,12 +20,12 @@ from typing import Any
 
 from pursuit.encoding import EncodedPool
 from pursuit.errors import PursuitError, RunError, SettingsError, StoreError
-from pursuit.features import FeatureStore
 from pursuit.progress import progress, say
 from pursuit.recipes import Recipe
-from pursuit.run_folder import RunFolder
+from pursuit.run.folder import RunFolder
+from pursuit.run.stages import Stages
 from pursuit.settings import Settings, settings_from
-from pursuit.stages import Stages
+from pursuit.store.features import FeatureStore
 
 LOOK_EVERY_SECONDS = 1.0
 
@@ -106,7 +106,7 @@ class OnDevices:
     def _start(self, device: str, share: Share) -> tuple[str, subprocess.Popen[bytes], Path]:
         log = self.run.path / "logs" / f"extract-{share.number}-of-{share.of}.log"
         log.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pursuit.jobs", str(self.run.path), str(share), device]
+        command = [sys.executable, "-m", "pursuit.run.jobs", str(self.run.path), str(share), device]
         lock = self.run.lock_handle  # inherited, so that the folder stays locked if only this process dies
         with open(log, "wb") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=stream, pass_fds=[lock] if lock else [])
@@ -141,7 +141,7 @@ def _rows_done(folder: Path) -> int:
 
 
 def main() -> None:
-    """`python -m pursuit.jobs RUN SHARE DEVICE`: one process of `--devices`; whoever starts it holds the folder."""
+    """`python -m pursuit.run.jobs RUN SHARE DEVICE`: one process of `--devices`; whoever starts it holds the folder."""
     folder, share, device = sys.argv[1:]
     run = RunFolder(folder)
     try:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pursuit.codecs import decode
 from pursuit.errors import StoreError
+from pursuit.store.codecs import decode
 
 Rows = slice | NDArray[np.int64]
 
@@ -51,7 +51,7 @@ class Sharded:
     Rows are decoded when they are asked for, and only those.
 
     Args:
-        shards: `features` of each shard, in one of the forms of `pursuit.codecs`.
+        shards: `features` of each shard, in one of the forms of `pursuit.store.codecs`.
         paths: files of the shards; a worker process that is sent this matrix opens them itself.
         scales: of each shard, where its rows are not floats.
         dimension: d; the shards' width without.

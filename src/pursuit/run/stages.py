@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pursuit.encoding import EncodedPool, Encoder, encode_pool
 from pursuit.encoding.store import MANIFEST
 from pursuit.errors import RunError, SelectionError, StoreError
-from pursuit.features import Features, FeatureStore
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.gradients.embeddings import embed, finished_embeddings
 from pursuit.gradients.extract import extract, finished_store
-from pursuit.mirror import Mirror, set_mirror
-from pursuit.models import load_model, load_tokenizer, model_fingerprint
-from pursuit.parts import JoinedRows, joined_features
+from pursuit.models.loading import load_model, load_tokenizer, model_fingerprint
+from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
-from pursuit.run_folder import Part, RunFolder
+from pursuit.run.folder import Part, RunFolder
+from pursuit.run.parts import JoinedRows, joined_features
 from pursuit.selectors import Selector
 from pursuit.settings import Settings
-from pursuit.trainable import prepare_trainable
+from pursuit.store.features import Features, FeatureStore
+from pursuit.store.mirror import Mirror, set_mirror
 from pursuit.warmup import warm_up
 from pursuit.warmup.trajectory import Trajectory
 
@@ -169,11 +168,13 @@ class Stages:
         return self._filled(part.features, self._encoded[number], trajectory, self.settings.feature_recipe(), describe)
 
     def target_features(self) -> Features:
-        """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2), same projection."""
+        """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2) unless the settings say
+        otherwise, same projection.
+        """
         encoded, folder = self.encode_target()
         trajectory = self.warmup()
         with self.folder.timed("target"):
-            recipe = replace(self.settings.feature_recipe(), preconditioner="sgd")
+            recipe = self.settings.target_recipe()
             store = self._filled(folder / "features", encoded, trajectory, recipe, "target gradients")
             return store.features(encoded.rows)
 

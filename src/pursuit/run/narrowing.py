@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pursuit.errors import SelectionError
-from pursuit.features import Features
-from pursuit.leaks import find_leaks, leak_messages
+from pursuit.run.leaks import find_leaks, leak_messages
 from pursuit.selectors.selection import Selection
 from pursuit.solvers.rows import RowView
+from pursuit.store.features import Features
 
 PAIRS = "near_duplicate_examples"  # the diagnostics that name rows: [row, row, cosine] by choice
 

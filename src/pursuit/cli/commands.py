@@ -13,14 +13,14 @@ from rich.text import Text
 
 from pursuit.engine import engine_for
 from pursuit.errors import DataError, RunError, SettingsError
-from pursuit.export import Result, publish
-from pursuit.features import Features
-from pursuit.jobs import Share, extract_share
+from pursuit.export.formats import TrainerFormat
+from pursuit.export.subset import Result, publish
+from pursuit.export.trainers import export_selection, export_subset
 from pursuit.pool import Pool, check_subset_path
-from pursuit.run import Run
+from pursuit.run.jobs import Share, extract_share
+from pursuit.run.run import Run
 from pursuit.selectors import check_budget, describe, method, parse_budget
-from pursuit.trainer_export import export_selection, export_subset
-from pursuit.trainer_formats import TrainerFormat
+from pursuit.store.features import Features
 
 output = Console()
 

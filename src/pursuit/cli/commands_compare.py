@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pursuit.compare import Comparison, compare
 from pursuit.errors import RunError
-from pursuit.run import Run
+from pursuit.run.run import Run
 
 
 def run_compare(

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.table import Table
 
 from pursuit.errors import RunError, SettingsError, StoreError
-from pursuit.features import FeatureStore
 from pursuit.files import read_json
-from pursuit.run_folder import Part, RunFolder
+from pursuit.run.folder import Part, RunFolder
 from pursuit.settings import Settings
+from pursuit.store.features import FeatureStore
 
 
 @dataclass(frozen=True)

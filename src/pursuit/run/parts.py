@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pursuit.encoding import EncodedPool
-from pursuit.features import Features, RowMatrix
 from pursuit.pool.examples import Refusal
+from pursuit.store.features import Features, RowMatrix
 
 
 class JoinedRows:

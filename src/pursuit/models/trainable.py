@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pursuit.errors import ModelError
-from pursuit.hub import ask_hub
+from pursuit.models.hub import ask_hub
 from pursuit.recipes import Lora
 
 

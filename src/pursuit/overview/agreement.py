@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from pursuit.errors import SelectionError
-from pursuit.features import Features, RowMatrix
 from pursuit.progress import say
 from pursuit.report import AgreementData, AgreementEntry
 from pursuit.selectors import Selection, Selector
 from pursuit.solvers.neighbours import unit_sketch
 from pursuit.solvers.rows import RowView
+from pursuit.store.features import Features, RowMatrix
 
 LIMIT_SECONDS = 600.0  # no run is begun after it
 COMPARED = 2_000  # rows of either choice whose cosines are taken

@@ -1,0 +1,1 @@
+"""Models: finding and loading them, and which of their parameters give gradients."""
