@@ -94,7 +94,8 @@ class RunFolder:
         stored = read_json(path)
         settled = {key: value for key, value in changes.items() if (key, value) != ("dtype", "auto")}
         settings = settings_from(merge(stored, settled))
-        if changed := differences(stored, settings.model_dump(mode="json")):
+        # a setting that is younger than the run has its default there
+        if changed := differences(settings_from(stored).model_dump(mode="json"), settings.model_dump(mode="json")):
             raise RunError(
                 f"{self.path}: this run was begun with other settings.\n  " + "\n  ".join(changed)
                 + "\nLeave them out to go on with this run, or choose another --run folder."
