@@ -81,7 +81,7 @@ def _name(one: Record) -> str:
     parameters = one.get("parameters") or {}
     marks = ["in-domain"] * bool(one.get("in_domain")) + ["refine=none"] * (parameters.get("refine") == "none")
     marks += ["by quotas"] * bool(parameters.get("quotas"))
-    marks += [one["gradients"]] * bool(one.get("gradients"))
+    marks += [one["gradients"]] if one.get("gradients") else []
     return ", ".join([one["method"], *marks])
 
 
