@@ -5,8 +5,8 @@
 The numbers that stand in a run's store (many: the experiments keep 8,192 in float32) are taken as the rows themselves,
 and each way makes d numbers of them. What is learnt from rows is learnt from a random half of the pool and from the
 target, at all checkpoints together, since TAGCOS and CRAIG add the checkpoints' rows up; everything is measured on the
-other half: rank correlation and root mean square error of the rows' inner products at the last checkpoint, and what each
-method chooses again of the tenth that it chooses from the rows themselves. Means over two seeds of each way.
+other half: rank correlation and root mean square error of the rows' inner products at the last checkpoint, and what
+each method chooses again of the tenth that it chooses from the rows themselves. Means over two seeds of each way.
 """
 
 from __future__ import annotations

@@ -79,18 +79,22 @@ def test_the_page_shows_what_the_runs_say(compared):
 
 def test_what_stands_is_not_done_again_and_a_lost_cell_is(begun, compared, monkeypatch):
     run, folder = begun
-    trained = []
+    trained, chosen = [], []
     import pursuit.compare.work as module
+
+    select = run.select
+    monkeypatch.setattr(run, "select", lambda *a, **k: chosen.append(a[0].name) or select(*a, **k))
 
     original = module.finetune
     monkeypatch.setattr(module, "finetune", lambda *a, **k: trained.append(a[2].parent.name) or original(*a, **k))
     again = compare(run, settings(folder), folder / "out")
-    assert trained == []
-    assert again.runs.drop_columns(["selection_seconds"]) == compared.runs.drop_columns(["selection_seconds"])
+    assert (trained, chosen) == ([], [])
+    assert again.runs == compared.runs
     lost = next((folder / "out" / "cells").glob("kcenter-10%-seed1-*"))
     shutil.rmtree(lost)
+    shutil.rmtree(next((folder / "out" / "selections").glob("tagcos*-10%-seed1-*")))
     redone = compare(run, settings(folder), folder / "out")
-    assert trained == [lost.name]
+    assert (trained, chosen) == ([lost.name], ["tagcos"])
     scores = [name for name in redone.runs.column_names if name.startswith("score")]
     assert redone.runs.select(scores) == compared.runs.select(scores)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
+from pursuit.compare.choices import Choices, choices
 from pursuit.compare.plan import FULL, UNTRAINED, Cell, Comparison, cells, parse_method
 from pursuit.compare.results import comparison_data, runs_table, terminal_table
 from pursuit.compare.work import Job, carry_out, functions
@@ -55,8 +55,8 @@ def compare(
 ) -> Compared:  # fmt: skip
     """Train on what each method chooses (and on random rows, and on all of them), score, and compare.
 
-    A finished cell is not done again, and one that was killed goes on where it was. Other settings make other cells in
-    the same folder. A cell that fails is named in the report; the next start tries it again.
+    A finished selection or cell is not done again, and one that was killed goes on where it was. Other settings make
+    other cells in the same folder. A cell that fails is named in the report; the next start tries it again.
 
     Args:
         run: whose pool, features and target are selected from; whose model is trained if no other is named.
@@ -73,7 +73,7 @@ def compare(
     out = Path(out)
     _check(run, comparison)
     trained = _Trained(run, comparison, out)
-    made = _selections(run, comparison)
+    made = choices(run, comparison, out)
     steps = _equal_steps(comparison, [len(chosen) for chosen, _ in made.values()])
     todo = [(cell, _job(cell, run, comparison, trained, made, steps, out)) for cell in cells(comparison)]
     results = []
@@ -154,27 +154,6 @@ class _Trained:
         return settings.model_copy(update=changes)
 
 
-Made = Mapping[tuple[str, str | int | float | None, int], tuple[Selection, float | None]]
-
-
-def _selections(run: Run, comparison: Comparison) -> Made:
-    """Every selection with the seconds that it cost; a method that has no randomness chooses the same for any seed."""
-    wanted = [
-        (text, budget, seed)
-        for text in comparison.all_methods()
-        for budget in comparison.budgets
-        for seed in range(comparison.seeds)
-    ]
-    made: dict[tuple[str, str | int | float | None, int], tuple[Selection, float | None]] = {}
-    with progress("selections", len(wanted), "selections") as advance:
-        for text, budget, seed in wanted:
-            name, parameters = parse_method(text)
-            result = run.select(method(name, **parameters), budget, seed=seed)
-            made[text, budget, seed] = (result.selection, result.cost.get("selection_seconds"))
-            advance(1)
-    return made
-
-
 def _equal_steps(comparison: Comparison, sizes: list[int]) -> int | None:
     if comparison.equal == "epochs":
         return None
@@ -183,7 +162,7 @@ def _equal_steps(comparison: Comparison, sizes: list[int]) -> int | None:
 
 
 def _job(
-    cell: Cell, run: Run, comparison: Comparison, trained: _Trained, made: Made, steps: int | None, out: Path
+    cell: Cell, run: Run, comparison: Comparison, trained: _Trained, made: Choices, steps: int | None, out: Path
 ) -> Job:
     indices = weights = None
     if (key := (cell.method, cell.budget, cell.seed)) in made:

@@ -103,6 +103,12 @@ class Cell:
         return "-".join([*parts, *([] if self.way is None else [f"seed{self.seed}"])])
 
 
+def cell_folder(folder: Path, name: str, key: str) -> Path:
+    """Where something of that name is kept; another `key` (of all that shapes it) is another place."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_.%" else "_" for letter in name)
+    return folder / f"{safe}-{key[:8]}"
+
+
 def cells(comparison: Comparison) -> list[Cell]:
     """All that has to be done: first what everything is measured by, then seed after seed."""
     ways = comparison.ways()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pursuit.batches import EncodedRows
+from pursuit.compare.plan import cell_folder
 from pursuit.encoding import EncodedPool
 from pursuit.errors import PursuitError
 from pursuit.evaluate import evaluate, load_function, read_eval_set
@@ -72,8 +73,7 @@ class Job:
             self.model_digest, trained, chosen, self.num_rows, None if self.way is None else asdict(self.way),
             self.seed, self.evaluation_digest, self.metrics, self.scorers, self.players,
         ])  # fmt: skip
-        safe = "".join(letter if letter.isalnum() or letter in "-_.%" else "_" for letter in self.name)
-        return Path(self.cells) / f"{safe}-{key[:8]}"
+        return cell_folder(Path(self.cells), self.name, key)
 
 
 def stands(job: Job) -> dict[str, Any] | None:

@@ -1,0 +1,67 @@
+"""What every method chooses, kept in the comparison's folder: a comparison that goes on does not choose again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pursuit.compare.plan import Comparison, cell_folder, parse_method
+from pursuit.encoding.store import MANIFEST
+from pursuit.files import fingerprint, read_json, write_json
+from pursuit.progress import progress
+from pursuit.run.folder import versions
+from pursuit.run.run import Run
+from pursuit.selectors import Selection, method
+from pursuit.settings import FREE
+
+MADE = "made.json"  # written last: it makes the selection beside it valid
+Choices = Mapping[tuple[str, str | int | float | None, int], tuple[Selection, float | None]]
+
+
+def choices(run: Run, comparison: Comparison, out: Path) -> Choices:
+    """Every selection by (method, budget, seed), with the seconds that it cost when it was made.
+
+    One that stands in `out` is taken from there if the rows, the target, the model, the settings that shape the
+    gradients, and pursuit's version are those that it was made with.
+    """
+    wanted = [
+        (text, budget, seed)
+        for text in comparison.all_methods()
+        for budget in comparison.budgets
+        for seed in range(comparison.seeds)
+    ]
+    basis = _basis(run)
+    made: dict[tuple[str, str | int | float | None, int], tuple[Selection, float | None]] = {}
+    with progress("selections", len(wanted), "selections") as advance:
+        for text, budget, seed in wanted:
+            name = f"{text}-{budget}-seed{seed}"
+            made[text, budget, seed] = _choice(
+                run, text, budget, seed, cell_folder(out / "selections", name, fingerprint([name, basis]))
+            )
+            advance(1)
+    return made
+
+
+def _choice(
+    run: Run, text: str, budget: str | int | float, seed: int, folder: Path
+) -> tuple[Selection, float | None]:
+    if (folder / MADE).exists():
+        return Selection.load(folder), read_json(folder / MADE)["selection_seconds"]
+    name, parameters = parse_method(text)
+    result = run.select(method(name, **parameters), budget, seed=seed)
+    seconds = result.cost.get("selection_seconds")
+    result.selection.save(folder)
+    write_json(folder / MADE, {"method": text, "budget": budget, "seed": seed, "selection_seconds": seconds})
+    return result.selection, seconds
+
+
+def _basis(run: Run) -> list[Any]:
+    """All that a selection depends on beside its method, budget and seed."""
+    run.encode()
+    manifests = [read_json(part.encoded / MANIFEST) for part in run.folder.parts(run.settings.pool)]
+    target = run.stages.encode_target()[0].manifest if run.settings.target else None
+    shaping = {key: value for key, value in run.settings.model_dump(mode="json").items() if key not in FREE}
+    for place in ("model", "pool", "target"):  # known by what is in them
+        shaping.pop(place, None)
+    return [manifests, target, run.stages.model_digest, shaping, versions()["pursuit"]]
