@@ -31,10 +31,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pursuit import Run
-from pursuit.engine.extraction import ShardMaker, fill_on
 from pursuit.engine.ray_engine import RayEngine
 from pursuit.progress import Advance
 from pursuit.run.stages import Stages
+from pursuit.run.workers import ShardMaker, fill_on
 
 VOCABULARY = 2048
 

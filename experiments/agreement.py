@@ -23,9 +23,9 @@ from pursuit import Features, Run
 from pursuit.compare.plan import parse_method
 from pursuit.files import write_json, write_text
 from pursuit.progress import say
-from pursuit.run.folder import versions
 from pursuit.selectors import Selector, method, parse_budget
 from pursuit.store.codecs import decode, encode
+from pursuit.versions import versions
 
 app = App(name="experiments.agreement", help=__doc__)
 METHODS = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)", "kcenter", "craig")

@@ -204,7 +204,7 @@ def without_features(finished: Run, folder: Path) -> RunFolder:
 
 
 def stages_on(engine, folder: RunFolder) -> Stages:
-    from pursuit.engine.extraction import fill_on
+    from pursuit.run.workers import fill_on
 
     settings = folder.resolve({})
     return Stages(folder, settings, fill_on(engine, folder, settings))
@@ -268,7 +268,7 @@ def test_all_coordinates_kept(two, finished, tmp_path):
     Run(here, **values).extract()
     folder = RunFolder(there)
     settings = folder.resolve(values)
-    from pursuit.engine.extraction import fill_on
+    from pursuit.run.workers import fill_on
 
     Stages(folder, settings, fill_on(two, folder, settings)).features()
     assert shards(RunFolder(here)) == shards(folder)

@@ -23,9 +23,9 @@ from pursuit.compare import Comparison, compare
 from pursuit.files import read_json, sha256_file, write_json
 from pursuit.finetune import FineTune
 from pursuit.progress import say
-from pursuit.run.folder import versions
 from pursuit.run.reporting import Choice
 from pursuit.selectors import Selection
+from pursuit.versions import versions
 
 app = App(name="experiments.mixed", help=__doc__)
 ROWS, EVAL_ROWS, TARGET_ROWS, CHARACTERS = 600, 10, 5, 140

@@ -18,7 +18,7 @@ from experiments.optbatch.table import summary, write_table
 from experiments.records import machine
 from pursuit.files import sha256_file, write_json
 from pursuit.progress import say
-from pursuit.run.folder import versions
+from pursuit.versions import versions
 
 NEAR_FULL = (0.2,)  # near full's cost at the same steps: a training more would tell little
 app = App(name="experiments.optbatch", help=__doc__)

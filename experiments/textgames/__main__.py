@@ -24,8 +24,8 @@ from pursuit.compare.plan import parse_method
 from pursuit.files import read_json, sha256_file, write_json
 from pursuit.finetune import FineTune
 from pursuit.progress import say
-from pursuit.run.folder import versions
 from pursuit.selectors import method
+from pursuit.versions import versions
 
 app = App(name="experiments.textgames", help=__doc__)
 TRAINING = FineTune(

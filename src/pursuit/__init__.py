@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pursuit.errors import PursuitError
-    from pursuit.export.trainers import export_selection, export_subset
     from pursuit.inspection import inspect
+    from pursuit.run.export import export_selection, export_subset
     from pursuit.run.run import Run
     from pursuit.selectors import (
         D2,
@@ -40,7 +40,7 @@ _PLACES = {
     "KCenter": "selectors", "Less": "selectors", "Longest": "selectors", "Loss": "selectors", "Omp": "selectors",
     "Perplexity": "selectors", "PursuitError": "errors", "Random": "selectors", "Rds": "selectors",
     "Run": "run.run", "Selection": "selectors", "Stratified": "selectors", "Tagcos": "selectors",
-    "export_selection": "export.trainers", "export_subset": "export.trainers", "inspect": "inspection",
+    "export_selection": "run.export", "export_subset": "run.export", "inspect": "inspection",
 }  # fmt: skip
 
 __all__ = [

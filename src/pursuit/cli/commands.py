@@ -15,8 +15,8 @@ from pursuit.engine import engine_for
 from pursuit.errors import DataError, RunError, SettingsError
 from pursuit.export.formats import TrainerFormat
 from pursuit.export.subset import Result, publish
-from pursuit.export.trainers import export_selection, export_subset
 from pursuit.pool import Pool, check_subset_path
+from pursuit.run.export import export_selection, export_subset
 from pursuit.run.jobs import Share, extract_share
 from pursuit.run.run import Run
 from pursuit.selectors import check_budget, describe, method, parse_budget

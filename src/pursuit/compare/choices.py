@@ -10,10 +10,10 @@ from pursuit.compare.plan import Comparison, cell_folder, parse_method
 from pursuit.encoding.store import MANIFEST
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.progress import progress
-from pursuit.run.folder import versions
 from pursuit.run.run import Run
 from pursuit.selectors import Selection, method
 from pursuit.settings import FREE
+from pursuit.versions import versions
 
 MADE = "made.json"  # written last: it makes the selection beside it valid
 Choices = Mapping[tuple[str, str | int | float | None, int], tuple[Selection, float | None]]

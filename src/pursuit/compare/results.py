@@ -16,8 +16,8 @@ from scipy import stats
 from pursuit.compare.plan import FULL, RANDOM, UNTRAINED, Cell, Comparison
 from pursuit.finetune import FineTune
 from pursuit.report.comparison import CompareData, Interval, MethodScore, MetricScores
-from pursuit.run.folder import versions
 from pursuit.selectors import parse_budget
+from pursuit.versions import versions
 
 Results = Sequence[tuple[Cell, Mapping[str, Any]]]
 SHARE = "share of rows"

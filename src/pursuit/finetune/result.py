@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from pursuit.errors import StoreError
 from pursuit.files import PARTIAL, read_json, write_json
 from pursuit.models.loading import load_model
-from pursuit.run.folder import versions
+from pursuit.versions import versions
 
 MANIFEST = "finetune.json"
 ADAPTER = "adapter_model.safetensors"

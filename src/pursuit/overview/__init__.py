@@ -23,10 +23,10 @@ from pursuit.overview.space import (
 )
 from pursuit.overview.texts import Render, Texts, quoted
 from pursuit.report import ClusterView, ExampleView, MethodPairs, NearDuplicate, NeighbourView, ReportData, TargetView
-from pursuit.run.folder import versions
 from pursuit.selectors import Selection
 from pursuit.selectors.registry import METHODS, method
 from pursuit.store.features import Features
+from pursuit.versions import versions
 
 __all__ = ["Render", "gradient_map", "near_duplicates", "pool_table", "report_data"]
 

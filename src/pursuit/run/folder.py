@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import os
 import platform
 import time
@@ -16,8 +15,6 @@ from typing import Any
 from pursuit.errors import RunError
 from pursuit.files import read_json, write_json
 from pursuit.settings import Settings, differences, merge, settings_from
-
-SHOWN_PACKAGES = ("pursuit", "torch", "transformers", "peft", "accelerate", "faiss-cpu", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -170,14 +167,3 @@ class RunFolder:
             for stage, seconds in read_json(path).items():
                 total[stage] = total.get(stage, 0.0) + seconds
         return total
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shapes the result."""
-    found = {"python": platform.python_version()}
-    for name in SHOWN_PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 
 from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
-from pursuit.engine.extraction import fill_on
 from pursuit.errors import RunError, SelectionError, SettingsError
 from pursuit.export.subset import Result
 from pursuit.models.loading import settled_dtype
@@ -35,6 +34,7 @@ from pursuit.run.narrowing import kept_rows, narrowed, widened
 from pursuit.run.reporting import Choice, publish_choice, report_again
 from pursuit.run.saved import find_selection
 from pursuit.run.stages import Fill, Rows, Stages
+from pursuit.run.workers import fill_on
 from pursuit.selectors import Selector, check_budget, method, parse_budget
 from pursuit.settings import Settings
 from pursuit.store.features import Features
