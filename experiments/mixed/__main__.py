@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -45,15 +46,13 @@ RUN: dict[str, Any] = {
                "warmup_ratio": 0.1, "micro_batch_tokens": 512},
     "features": {"dimension": 8192, "dtype": "float32", "batch_tokens": 512, "shard_rows": 64},
 }  # fmt: skip
+TARGETED = ("gtp", "less")
 MAIN = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")
 OTHERS = ("stratified", "kcenter", "craig", "omp(in_domain=true)", "longest", "perplexity", "gradnorm")
 METHODS = {  # one after the other, so that a run that is stopped has the first ones whole
-    "main": MAIN,
-    "main, no-momentum": MAIN,
-    "main, sgd": MAIN,
-    "all": MAIN + OTHERS,
-    "main, less": MAIN,
-}
+    "main": MAIN, "main, no-momentum": MAIN, "main, sgd": MAIN, "main, no-momentum-both": TARGETED,
+    "all": MAIN + OTHERS, "main, less": MAIN,
+}  # fmt: skip
 
 
 @app.default
@@ -78,16 +77,16 @@ def main(
         make_mixed(
             data, ROWS, eval_rows=EVAL_ROWS, target_rows=TARGET_ROWS, families=FAMILIES, max_characters=CHARACTERS
         )
-    runs = {name: _run(out, data, name) for name in ("", *OTHER_GRADIENTS)}
-    run = runs[""]
+    runs: dict[str, Run] = {}
     found: dict[str, Any] = {}
     counted = 0.0
     for (name, methods), count in product(METHODS.items(), range(1, seeds + 1)):
         say(f"{name}, {count} of {seeds} seeds: {', '.join(methods)}")
-        source = runs[name.partition(", ")[2]]
+        gradients = name.partition(", ")[2]
+        source = runs.setdefault(gradients, runs.get(gradients) or _run(out, data, gradients))
         found[name] = _compared(source, data, out, methods=methods, budgets=("5%",), seeds=count, train=TRAINING)
         if long and name == "main" and count == seeds:
-            found["paid"] = _paid(run, data, out)
+            found["paid"] = _paid(source, data, out)
         now = time.process_time()
         seconds, counted = counted_seconds(out / "cpu.json", now - counted), now
         print(_publish(runs, data, found, seconds, results))
@@ -95,8 +94,12 @@ def main(
 
 def _run(out: Path, data: Path, gradients: str) -> Run:
     features = RUN["features"] | OTHER_GRADIENTS.get(gradients, {})
+    folder = out / "-".join(filter(None, ["run", gradients]))
+    alike = out / folder.name.removesuffix("-both")  # of the pool's rows: only the target's differ
+    if alike.exists() and not folder.exists():
+        shutil.copytree(alike, folder, ignore=shutil.ignore_patterns("selections", "targets"))
     return Run(
-        out / "-".join(filter(None, ["run", gradients])), **{**RUN, "features": features}, model=str(fetch_model()),
+        folder, **{**RUN, "features": features}, model=str(fetch_model()),
         pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl"),
     )  # fmt: skip
 

@@ -197,6 +197,7 @@ def job_from(values: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
 # What may differ between two calls on one run folder without changing what is stored there.
 FREE = frozenset({
     "target", "seed", "device", "devices", "attention", "warmup.micro_batch_tokens", "features.batch_tokens",
+    "features.target_preconditioner",
     "trust_remote_code", "engine", "ray_address", "workers",
 })  # fmt: skip
 

@@ -174,8 +174,9 @@ class Stages:
         encoded, folder = self.encode_target()
         trajectory = self.warmup()
         with self.folder.timed("target"):
-            recipe = self.settings.target_recipe()
-            store = self._filled(folder / "features", encoded, trajectory, recipe, "target gradients")
+            recipe, kind = self.settings.target_recipe(), self.settings.features.target_preconditioner
+            place = folder / ("features" if kind == "sgd" else f"features-{kind}")
+            store = self._filled(place, encoded, trajectory, recipe, "target gradients")
             return store.features(encoded.rows)
 
     def features_for(self, selector: Selector) -> tuple[Features, Features | None]:
