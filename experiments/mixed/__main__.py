@@ -83,7 +83,9 @@ def main(
     for (name, methods), count in product(METHODS.items(), range(1, seeds + 1)):
         say(f"{name}, {count} of {seeds} seeds: {', '.join(methods)}")
         gradients = name.partition(", ")[2]
-        source = runs.setdefault(gradients, runs.get(gradients) or _run(out, data, gradients))
+        if gradients not in runs:
+            runs[gradients] = _run(out, data, gradients)
+        source = runs[gradients]
         found[name] = _compared(source, data, out, methods=methods, budgets=("5%",), seeds=count, train=TRAINING)
         if long and name == "main" and count == seeds:
             found["paid"] = _paid(source, data, out)
