@@ -93,7 +93,7 @@ class Held:
     """A run's rows at every checkpoint: a half to learn from, a half to measure on, and the target's."""
 
     def __init__(self, run: Run) -> None:
-        pool, target = run.extract(), run.target_features()
+        pool, target = run.extract(), run.target_features()  # plain gradients of the target for all methods
         order = np.random.default_rng(0).permutation(pool.num_rows)
         known, self.mine = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
         self.about, self.target_about = pool.rows.take(self.mine), target.rows

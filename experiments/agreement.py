@@ -81,13 +81,13 @@ def stored_as(dtype: str) -> Change:
 def _of_run(path: Path) -> dict[str, Any]:
     run = Run(path)
     say(f"{path}: reading")
-    pool, target = (_matrices(features) for features in (run.extract(), run.target_features()))
+    pool = _matrices(run.extract())
     stored = pool[0].shape[1]
     methods = {}
     for text in METHODS:
         name, parameters = parse_method(text)
         say(f"{path}: {text}")
-        methods[text] = _of_method(_Chooser(run, method(name, **parameters), pool, target), stored)
+        methods[text] = _of_method(_Chooser(run, method(name, **parameters), pool), stored)
     return {
         "run": f"{path.parent.name}/{path.name}", "rows": len(pool[0]), "checkpoints": len(pool), "stored": stored,
         "methods": methods, "cosines": cosines(run.extract()),
@@ -107,9 +107,10 @@ def cosines(features: Features) -> dict[str, float]:
 class _Chooser:
     """One method on changed gradients of one run; its own seed is always 0."""
 
-    def __init__(self, run: Run, selector: Selector, pool: Sequence[Rows], target: Sequence[Rows]) -> None:
-        self.run, self.selector, self.pool, self.target = run, selector, pool, target
-        self.about = (run.extract(), run.target_features())
+    def __init__(self, run: Run, selector: Selector, pool: Sequence[Rows]) -> None:
+        self.selector, self.pool = selector, pool
+        self.about = (run.extract(), run.target_features(follows=selector.follows_target))
+        self.target = _matrices(self.about[1])
 
     def __call__(self, change: Change | None = None, checkpoints: slice = slice(None), seed: int = 0) -> set[int]:
         """The rows that are chosen."""

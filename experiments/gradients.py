@@ -1,9 +1,11 @@
-"""Which gradients of the pool are selected from, beside the default (Adam's direction, momentum included)."""
+"""Which gradients are selected from."""
 
 from __future__ import annotations
 
 from typing import Any
 
+# Adam's direction with its momentum for the pool's rows, plain gradients for the target's
+PUBLISHED: dict[str, Any] = {"preconditioner": "adam", "momentum": True, "target_preconditioner": "sgd"}
 OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "no-momentum": {"momentum": False},
     "sgd": {"preconditioner": "sgd"},

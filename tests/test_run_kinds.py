@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from pursuit import Run
+from pursuit import Gtp, Less, Run
 from pursuit.errors import ModelError, PursuitError
 from pursuit.selectors import METHODS
 from pursuit.store.features import FeatureStore
@@ -56,14 +56,18 @@ def test_every_preconditioner(tmp_path, pool, preconditioner):
 
 
 def test_rows_of_a_target_are_plain_gradients_or_as_the_pools(tmp_path, pool):
-    model, goals = make_model(tmp_path / "model"), {}
-    for kind in ("sgd", "same", "sgd"):  # a run may go on with another
-        features = {**SMALL["features"], "target_preconditioner": kind}
+    model = make_model(tmp_path / "model")
+    for kind, as_pool in (("auto", (False, True)), ("same", (True, True)), ("sgd", (False, False))):
+        features = {**SMALL["features"], "target_preconditioner": kind}  # a run may go on with another
         run = Run(tmp_path / "run", model=model, pool=pool, target=pool, **{**SMALL, "features": features})
-        mine, goals[kind] = (
-            np.stack([found.checkpoint(t)[:] for t in range(2)]) for found in (run.extract(), run.target_features())
-        )
-        assert np.array_equal(mine, goals[kind]) == (kind == "same")
+        mine = numbers(run.extract())
+        for selector, same in zip((Less(), Gtp()), as_pool, strict=True):
+            goals = numbers(run.target_features(follows=selector.follows_target))
+            assert np.array_equal(mine, goals) == same
+
+
+def numbers(features):
+    return np.stack([features.checkpoint(t)[:] for t in range(features.num_checkpoints)])
 
 
 @pytest.mark.parametrize("projection", ["sparse", "rademacher", "none"])

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from demo.fetch import fetch_model
 
-from experiments.gradients import OTHER_GRADIENTS
+from experiments.gradients import OTHER_GRADIENTS, PUBLISHED
 from experiments.mixed.table import write_table
 from experiments.pools.mixed import make_mixed
 from experiments.records import comparison_facts, counted_seconds, machine
@@ -44,7 +44,7 @@ RUN: dict[str, Any] = {
     "lora": {"rank": 16, "alpha": 64, "targets": LAYERS},
     "warmup": {"checkpoint_steps": [6, 12], "epochs": 1, "sample": 96, "learning_rate": 1e-3, "batch_size": 8,
                "warmup_ratio": 0.1, "micro_batch_tokens": 512},
-    "features": {"dimension": 8192, "dtype": "float32", "batch_tokens": 512, "shard_rows": 64},
+    "features": {"dimension": 8192, "dtype": "float32", "batch_tokens": 512, "shard_rows": 64, **PUBLISHED},
 }  # fmt: skip
 TARGETED = ("gtp", "less")
 MAIN = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")

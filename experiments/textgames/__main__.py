@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from experiments.gradients import OTHER_GRADIENTS
+from experiments.gradients import OTHER_GRADIENTS, PUBLISHED
 from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
 from experiments.textgames.facts import chosen_facts
@@ -35,7 +35,7 @@ RUN: dict[str, Any] = {
     "weights": ["*"], "max_length": 512, "device": "cpu", "dtype": "float32",
     "warmup": {"checkpoint_steps": [8, 16], "epochs": 1, "sample": 256, "learning_rate": 2e-3, "batch_size": 16,
                "micro_batch_tokens": 1024},
-    "features": {"dimension": 2048, "batch_tokens": 1024},
+    "features": {"dimension": 2048, "batch_tokens": 1024, **PUBLISHED},
 }  # fmt: skip
 LESS_IN_TURN = f'less(quotas="{",".join(f"{kind}=1" for kind in TARGETS)}")'  # GTP's shares are equal too
 TARGETED = ("gtp", "less", LESS_IN_TURN, "rds", "random")

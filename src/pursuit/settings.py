@@ -70,9 +70,10 @@ class FeatureSettings(_Group):
         description="adam (the step Adam would take), less (as in LESS' released code), sgd (the gradient), sign.",
     )
     momentum: bool = Field(Recipe.momentum, description="Keep the momentum term, which all examples share.")
-    target_preconditioner: Literal["sgd", "same"] = Field(
-        "sgd", description="Of the target's rows: sgd (their gradient, as published), or the same as the pool's."
-    )
+    target_preconditioner: Literal["auto", "sgd", "same"] = Field(
+        "auto", description="Of the target's rows: sgd (their gradient, as in LESS), the same as the pool's, or auto: the "
+        "same for gtp and omp, which follow the target, sgd for the others."
+    )  # fmt: skip
     dtype: StoredType = Field(
         Recipe.dtype, description="Of the stored rows; int8 (a byte a number) takes half the room of float16, bits "
         "(signs alone) a sixteenth.",
@@ -157,10 +158,11 @@ class Settings(_Group):
         """The features' settings as extraction takes them."""
         return Recipe(**self.features.model_dump(exclude={"target_preconditioner"}))
 
-    def target_recipe(self) -> Recipe:
-        """Those of the target's rows."""
-        recipe = self.feature_recipe()
-        return recipe if self.features.target_preconditioner == "same" else replace(recipe, preconditioner="sgd")
+    def target_recipe(self, follows: bool) -> Recipe:
+        """Those of the target's rows, for a method that follows the target or not."""
+        recipe, kind = self.feature_recipe(), self.features.target_preconditioner
+        same = follows if kind == "auto" else kind == "same"
+        return recipe if same else replace(recipe, preconditioner="sgd")
 
 
 class Job(Settings):

@@ -112,15 +112,18 @@ class Run:
                 self._append(_paths(append))
             return self.stages.features()
 
-    def target_features(self) -> Features:
-        """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2) unless the settings say
-        otherwise, same projection.
+    def target_features(self, *, follows: bool = False) -> Features:
+        """Features of the target's rows, same projection: plain gradients (LESS, arXiv 2402.04333, section 3.2).
+
+        Args:
+            follows: as methods get them that follow the target (`gtp`, `omp`): with the preconditioner of the pool's
+                rows. `features.target_preconditioner` may say otherwise for both.
 
         Raises:
             SelectionError: the run has no target.
         """
         with self.folder.locked():
-            return self.stages.target_features()
+            return self.stages.target_features(follows)
 
     def _append(self, paths: list[str]) -> None:
         s = self.settings

@@ -167,15 +167,13 @@ class Stages:
         describe = "gradients" if number == 0 else f"gradients, part {number + 1}"
         return self._filled(part.features, self._encoded[number], trajectory, self.settings.feature_recipe(), describe)
 
-    def target_features(self) -> Features:
-        """Features of the target's rows: plain gradients (LESS, arXiv 2402.04333, section 3.2) unless the settings say
-        otherwise, same projection.
-        """
+    def target_features(self, follows: bool = False) -> Features:
+        """Features of the target's rows, same projection; see `Run.target_features`."""
         encoded, folder = self.encode_target()
         trajectory = self.warmup()
         with self.folder.timed("target"):
-            recipe, kind = self.settings.target_recipe(), self.settings.features.target_preconditioner
-            place = folder / ("features" if kind == "sgd" else f"features-{kind}")
+            recipe = self.settings.target_recipe(follows)
+            place = folder / ("features" if recipe.preconditioner == "sgd" else "features-as-pool")
             store = self._filled(place, encoded, trajectory, recipe, "target gradients")
             return store.features(encoded.rows)
 
@@ -186,7 +184,7 @@ class Stages:
             return Features.without_gradients(self.encode().rows), None
         if selector.needs_embeddings:
             return self.embeddings(), self.target_embeddings() if wanted else None
-        return self.features(), self.target_features() if wanted else None
+        return self.features(), self.target_features(selector.follows_target) if wanted else None
 
     def encode_target(self) -> tuple[EncodedPool, Path]:
         """The target's tokens, and its folder.

@@ -38,6 +38,11 @@ class Selector(BaseModel, ABC):
     needs_target: ClassVar[bool] = False
 
     @property
+    def follows_target(self) -> bool:
+        """Whether rows have to add up to the target's gradient, so that both should be of one kind."""
+        return False
+
+    @property
     def uses_target(self) -> bool:
         """Whether it follows a target where there is one, and does without."""
         return False

@@ -85,6 +85,11 @@ class Following(Selector):
     )  # fmt: skip
 
     @property
+    def follows_target(self) -> bool:
+        """Chosen rows are to add up to it."""
+        return True
+
+    @property
     def uses_target(self) -> bool:
         """Unless the pool's mean is to be followed in any case."""
         return not self.in_domain
