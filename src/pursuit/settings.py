@@ -71,8 +71,8 @@ class FeatureSettings(_Group):
     )
     momentum: bool = Field(Recipe.momentum, description="Keep the momentum term, which all examples share.")
     target_preconditioner: Literal["auto", "sgd", "same"] = Field(
-        "auto", description="Of the target's rows: sgd (their gradient, as in LESS), the same as the pool's, or auto: the "
-        "same for gtp and omp, which follow the target, sgd for the others."
+        "auto", description="Of the target's rows: sgd (their gradient, as in LESS), the same as the pool's, or auto: "
+        "the same for gtp and omp, which follow the target, sgd for the others."
     )  # fmt: skip
     dtype: StoredType = Field(
         Recipe.dtype, description="Of the stored rows; int8 (a byte a number) takes half the room of float16, bits "
