@@ -11,4 +11,6 @@ OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "sgd": {"preconditioner": "sgd"},
     "less": {"preconditioner": "less"},
     "no-momentum-both": {"momentum": False, "target_preconditioner": "same"},
+    "256-numbers": {"momentum": False, "target_preconditioner": "auto", "dimension": 256},
+    "signs": {"momentum": False, "target_preconditioner": "auto", "dtype": "bits"},
 }

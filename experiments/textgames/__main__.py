@@ -47,8 +47,11 @@ COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dic
     "in-domain": (IN_DOMAIN, ("5%",), KINDS, SCORES),
     "played": (TARGETED, ("5%",), TARGETS, PLAYED),
 }
+ABLATIONS = (  # of TAGCOS in-domain; K = 20 and ridge 1 are compared above
+    "tagcos(clusters=5)", "tagcos(clusters=100)", "tagcos(clusters=20,ridge=0.01)", "tagcos(clusters=20,ridge=10)",
+)  # fmt: skip
 BY_GRADIENTS = {  # those that the gradients matter to, for the comparisons with others than the default
-    "targeted": ("gtp", "less", LESS_IN_TURN, "random"), "in-domain": IN_DOMAIN,
+    "targeted": ("gtp", "less", LESS_IN_TURN, "random"), "in-domain": (*IN_DOMAIN, *ABLATIONS),
 }  # fmt: skip
 KEPT = {"targeted": "eval", "in-domain": "eval", "played": "games"}  # files of held-out rows
 CURVES = ("omp", "gtp(refine=none)")  # selected for their residuals only, not trained on
@@ -69,7 +72,7 @@ def main(
         results: Folder for the small files that are kept.
         seeds: Trainings of each choice.
         play: Train once more on the targeted choices at 5%, and let the models play games that they have not seen.
-        gradients: Select, train and score by other gradients too: no-momentum, sgd, less, no-momentum-both.
+        gradients: Select, train and score by other gradients too: no-momentum, sgd, less, no-momentum-both, 256-numbers, signs.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*rows follow the goal as closely.*")  # kept in the diagnostics
