@@ -50,7 +50,7 @@ COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dic
 ABLATED, ABLATIONS = "no-momentum", (  # by these gradients; K = 20 and ridge 1 are compared with the other methods
     "tagcos(clusters=5)", "tagcos(clusters=100)", "tagcos(clusters=20,ridge=0.01)", "tagcos(clusters=20,ridge=10)",
 )  # fmt: skip
-BY_GRADIENTS: dict[str, tuple[str, ...]] = {  # those that the gradients matter to, for the comparisons with others than the default
+BY_GRADIENTS: dict[str, tuple[str, ...]] = {  # what is compared by other gradients than the published ones
     "targeted": ("gtp", "less", LESS_IN_TURN, "random"), "in-domain": IN_DOMAIN,
 }  # fmt: skip
 KEPT = {"targeted": "eval", "in-domain": "eval", "played": "games"}  # files of held-out rows
