@@ -93,10 +93,12 @@ def features_of(store):
     return store.features(pa.table({"source": ["pool"] * store.num_rows}))
 
 
-@pytest.mark.parametrize("kind", ["sgd", "sign", "less", "adam"])
-def test_features_are_the_unit_preconditioned_gradients(model, checkpoints, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "momentum"), [("sgd", False), ("sign", False), ("less", True), ("adam", True), ("adam", False)]
+)
+def test_features_are_the_unit_preconditioned_gradients(model, checkpoints, tmp_path, kind, momentum):
     """Against plain autograd, one example at a time, and the formula over the flat gradient."""
-    found = features_of(run(model, checkpoints, tmp_path, replace(EXACT, preconditioner=kind)))
+    found = features_of(run(model, checkpoints, tmp_path, replace(EXACT, preconditioner=kind, momentum=momentum)))
     rows = Rows(LENGTHS)
     for number in range(2):
         checkpoints.load_into(model, number)
@@ -110,7 +112,7 @@ def test_features_are_the_unit_preconditioned_gradients(model, checkpoints, tmp_
             {"all": torch.cat([state.exp_avg[n].flatten() for n in sorted(state.exp_avg)])},
             {"all": torch.cat([state.exp_avg_sq[n].flatten() for n in sorted(state.exp_avg)])}, state.step,
         )  # fmt: skip
-        expected = precondition(gradients, kind, "all", flat)
+        expected = precondition(gradients, kind, "all", flat, momentum)
         expected = expected / expected.norm(dim=1, keepdim=True)
         got = torch.from_numpy(found.checkpoint(number)[:])
         if kind == "sign":  # of a gradient that is zero but for rounding the sign is anything
@@ -127,7 +129,7 @@ def test_batches_and_shards_change_only_rounding(model, checkpoints, tmp_path_fa
     whole = features_of(run(model, checkpoints, tmp_path_factory.mktemp("a"), replace(EXACT, projection="sparse")))
     cut = features_of(run(model, checkpoints, tmp_path_factory.mktemp("b"), recipe))
     for number in range(2):
-        np.testing.assert_allclose(whole.checkpoint(number)[:], cut.checkpoint(number)[:], atol=2e-5)
+        np.testing.assert_allclose(whole.checkpoint(number)[:], cut.checkpoint(number)[:], atol=1e-4)  # Adam magnifies it
 
 
 def shard_bytes(folder):
@@ -163,7 +165,7 @@ def test_a_damaged_shard_is_found_and_made_again(model, checkpoints, tmp_path, d
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"preconditioner": "sgd"}, {"projection": "sparse"}, {"dtype": "float16"}, {"momentum": False}],
+    [{"seed": 1}, {"preconditioner": "sgd"}, {"projection": "sparse"}, {"dtype": "float16"}, {"momentum": True}],
 )
 def test_a_store_made_otherwise_is_refused_by_name(model, checkpoints, tmp_path, change):
     run(model, checkpoints, tmp_path, EXACT)

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from pursuit import Gtp, Less, Run
 from pursuit.errors import ModelError, PursuitError
 from pursuit.selectors import METHODS
+from pursuit.settings import settings_from
 from pursuit.store.features import FeatureStore
 from test_run import SMALL, write_rows
 from tiny import CONFIGS, tiny_model, tiny_tokenizer
@@ -68,6 +69,15 @@ def test_rows_of_a_target_are_plain_gradients_or_as_the_pools(tmp_path, pool):
 
 def numbers(features):
     return np.stack([features.checkpoint(t)[:] for t in range(features.num_checkpoints)])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [({}, False), ({"momentum": True}, True), ({"preconditioner": "less"}, True),
+     ({"preconditioner": "less", "momentum": False}, False)],
+)  # fmt: skip
+def test_the_momentum_stays_where_less_has_it_or_where_it_is_asked_for(given, kept):
+    assert settings_from({"features": given}).feature_recipe().momentum is kept
 
 
 @pytest.mark.parametrize("projection", ["sparse", "rademacher", "none"])

@@ -110,7 +110,7 @@ class Recipe:
     dimension: int = 8192
     projection: ProjectionKind = "sparse"
     preconditioner: Preconditioner = "adam"
-    momentum: bool = True
+    momentum: bool = False
     seed: int = 0
     dtype: StoredType = "float16"
     batch_tokens: int = 2048

@@ -69,7 +69,10 @@ class FeatureSettings(_Group):
         Recipe.preconditioner,
         description="adam (the step Adam would take), less (as in LESS' released code), sgd (the gradient), sign.",
     )
-    momentum: bool = Field(Recipe.momentum, description="Keep the momentum term, which all examples share.")
+    momentum: bool | None = Field(
+        None, description="Keep the momentum term, which all examples share; if not said, less keeps it, as in its "
+        "released code, and adam does not."
+    )  # fmt: skip
     target_preconditioner: Literal["auto", "sgd", "same"] = Field(
         "auto", description="Of the target's rows: sgd (their gradient, as in LESS), the same as the pool's, or auto: "
         "the same for gtp and omp, which follow the target, sgd for the others."
@@ -156,7 +159,10 @@ class Settings(_Group):
 
     def feature_recipe(self) -> Recipe:
         """The features' settings as extraction takes them."""
-        return Recipe(**self.features.model_dump(exclude={"target_preconditioner"}))
+        values = self.features.model_dump(exclude={"target_preconditioner"})
+        if values["momentum"] is None:
+            values["momentum"] = values["preconditioner"] == "less"
+        return Recipe(**values)
 
     def target_recipe(self, follows: bool) -> Recipe:
         """Those of the target's rows, for a method that follows the target or not."""
