@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.gradients import OTHER_GRADIENTS
+from experiments.gradients import EXPLAINED, OTHER_GRADIENTS
 from experiments.plots import score_chart
 from experiments.records import Record, markdown_table, score_table
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
 TITLES = {
-    "main": "Scores", **{f"main, {gradients}": f"Scores; gradients: {gradients}" for gradients in OTHER_GRADIENTS},
-    "all": "Scores of all methods",
+    "main": "Scores; gradients: as published",
+    **{f"main, {gradients}": f"Scores; gradients: {gradients}" for gradients in OTHER_GRADIENTS},
+    "all": "Scores of all methods; gradients: as published",
 }  # fmt: skip
 
 
@@ -63,6 +64,7 @@ def _about(record: Record) -> str:
         f"- Each training: {training['max_steps']} steps of {training['batch_size']} rows, {training['optimizer']}, "
         f"peak learning rate {training['learning_rate']}, whatever the number of rows.\n"
         "- Intervals: 95 %, Student's t over seeds. To random: difference at the same budget, paired by seed.\n"
+        f"{EXPLAINED}\n"
         f"- {record['cpu_seconds'] / 60:.0f} CPU minutes (more if it was killed on the way); {machine['processor']}, "
         f"{machine['cores']} cores shared with other work, {machine['threads']} thread; {versions}."
     )

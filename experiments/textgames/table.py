@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.gradients import EXPLAINED
 from experiments.plots import curve_chart, score_chart
 from experiments.records import Record, markdown_table, score_table
 from pursuit.files import write_text
@@ -22,7 +23,7 @@ def write_table(record: Record, path: Path) -> str:
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
     for name, comparison in record["comparisons"].items():
         title, _, gradients = name.partition(", ")
-        heading = TITLES[title] + (f"; gradients: {gradients}" if gradients else "")
+        heading = TITLES[title] + f"; gradients: {gradients or 'as published'}"
         parts += [f"## {heading}", f"Held out: {comparison['evaluation']}."]
         for metric, found in comparison["metrics"].items():
             chart = path.with_name(f"{path.stem}-{name.replace(', ', '-')}-{metric}.svg")
@@ -52,6 +53,7 @@ def _about(record: Record) -> str:
         f"{training['optimizer']}, peak learning rate {training['learning_rate']}, whatever the number of rows; seeds "
         f"{', '.join(map(str, record['seeds']))} (selection and order of rows).\n"
         f"- Intervals: 95 %, Student's t over seeds. To random: difference at the same budget, paired by seed.\n"
+        f"{EXPLAINED}\n"
         f"- {record['cpu_seconds'] / 60:.1f} CPU minutes of Python (more if it was killed on the way), without "
         f"Java's; {machine['processor']}, {machine['cores']} cores shared with other work, "
         f"{machine['threads']} thread; {versions}."
@@ -62,6 +64,8 @@ def _chosen(chosen: list[Record]) -> str:
     alike: dict[tuple[str, ...], list[Record]] = {}
     what: tuple[str, ...]
     for one in chosen:
+        if one["method"] == "random" and one.get("gradients"):
+            continue  # the same rows whatever the gradients
         what = (_name(one), f"{one['rows']:,}", f"{one['of_target_kinds']:.0%}", f"{one['wrong']:.1%}",
                 str(one["repeated"]), ", ".join(f"{kind} {count}" for kind, count in one["kinds"].items()))  # fmt: skip
         alike.setdefault(what, []).append(one)
@@ -95,7 +99,7 @@ def _residuals(chosen: list[Record]) -> str:
 def _drawn(chosen: list[Record]) -> list[tuple[str, list[float]]]:
     """What follows the targets at the larger budget."""
     mine = [one for one in chosen if one.get("residuals") and one["seed"] == 0 and not one["in_domain"]]
-    mine = [one for one in mine if not one.get("gradients")]
+    mine = [one for one in mine if one["method"] == "gtp" and not one["parameters"].get("refine") == "none"]
     largest = max(one["rows"] for one in mine)
     return [(_name(one), next(iter(one["residuals"].values()))) for one in mine if one["rows"] == largest]
 
@@ -106,6 +110,8 @@ def _curves(chosen: list[Record]) -> Iterator[list[str]]:
             continue
         goal = "pool" if one["in_domain"] else "targets"
         for curve, values in one["residuals"].items():
+            if one.get("gradients") and "most similar" in curve:
+                continue
             places = sorted({round(share * (len(values) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
             numbers = ", ".join(f"{values[place]:.3f}" for place in places)
             yield [goal, _name(one), f"{one['rows']:,}", curve, numbers]
