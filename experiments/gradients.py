@@ -7,10 +7,10 @@ from typing import Any
 # Adam's direction with its momentum for the pool's rows, plain gradients for the target's
 PUBLISHED: dict[str, Any] = {"preconditioner": "adam", "momentum": True, "target_preconditioner": "sgd"}
 EXPLAINED = (
-    "- Gradients: *as published*, Adam's directions with their momentum for the pool's rows and plain gradients for the "
-    "target's; *no-momentum*, the directions without it; *no-momentum-both*, the target's rows made in this way too, as "
-    "pursuit now does for `gtp` and `omp`; *sgd*, plain gradients for both; *less*, divided as in LESS' released code, "
-    "with momentum."
+    "- Gradients: *as published*, Adam's directions with their momentum for the pool's rows and plain gradients for "
+    "the target's; *no-momentum*, the directions without it; *no-momentum-both*, the target's rows made in this way "
+    "too, as pursuit now does for `gtp` and `omp`; *sgd*, plain gradients for both; *less*, divided as in LESS' "
+    "released code, with momentum."
 )
 OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "no-momentum": {"momentum": False},

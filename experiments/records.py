@@ -62,6 +62,20 @@ def score_table(metric: str, found: Record) -> str:
     return markdown_table(lines)
 
 
+def gradients_table(metric: str, comparisons: Mapping[str, Record]) -> str:
+    """A row a method and budget, a column a kind of gradients: mean and interval."""
+    scores = {
+        kind: {(one["method"], one["rows"]): one["score"] for one in comparison["metrics"][metric]["methods"]}
+        for kind, comparison in comparisons.items()
+    }
+    rows = dict.fromkeys(key for found in scores.values() for key in found)
+    lines = [[f"**{metric}**", "rows", *comparisons]]
+    for method, count in sorted(rows, key=lambda key: key[1]):
+        cells = [spread(found.get((method, count))) for found in scores.values()]
+        lines.append([method, f"{count:,}", *cells])
+    return markdown_table(lines)
+
+
 def spread(value: list[float | None] | None, sign: bool = False) -> str:
     """Mean ± half of the interval."""
     if value is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.gradients import EXPLAINED
 from experiments.plots import curve_chart, score_chart
-from experiments.records import Record, markdown_table, score_table
+from experiments.records import Record, gradients_table, markdown_table, score_table
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
@@ -22,14 +22,15 @@ def write_table(record: Record, path: Path) -> str:
     if FOUND.exists():
         parts += ["## Found", FOUND.read_text(encoding="utf-8").strip()]
     for name, comparison in record["comparisons"].items():
-        title, _, gradients = name.partition(", ")
-        heading = TITLES[title] + f"; gradients: {gradients or 'as published'}"
-        parts += [f"## {heading}", f"Held out: {comparison['evaluation']}."]
+        if name not in TITLES:
+            continue  # by other gradients: below
+        parts += [f"## {TITLES[name]}; gradients as published", f"Held out: {comparison['evaluation']}."]
         for metric, found in comparison["metrics"].items():
-            chart = path.with_name(f"{path.stem}-{name.replace(', ', '-')}-{metric}.svg")
+            chart = path.with_name(f"{path.stem}-{name}-{metric}.svg")
             score_chart(metric, found, chart)
             parts += [score_table(metric, found), f"![{metric} by method]({chart.name})"]
         parts += [f"Failed: {name}: {why}" for name, why in comparison["failed"]]
+    parts += list(_by_gradients(record["comparisons"]))
     parts += ["## What was chosen", _chosen(record["chosen"]), "## Residual", _residuals(record["chosen"])]
     chart = path.with_name(f"{path.stem}-residual.svg")
     curve_chart("Residual by iteration, towards the targets", _drawn(record["chosen"]), chart)
@@ -37,6 +38,17 @@ def write_table(record: Record, path: Path) -> str:
     text = "\n\n".join(parts) + "\n"
     write_text(path, text)
     return text
+
+
+def _by_gradients(comparisons: Record) -> Iterator[str]:
+    for name, title in TITLES.items():
+        split = {other: other.partition(", ") for other in comparisons}
+        kinds = {kind or "as published": comparisons[other] for other, (mine, _, kind) in split.items() if mine == name}
+        if len(kinds) < 2:
+            continue
+        yield f"## {title}, by gradients"
+        for metric in comparisons[name]["metrics"]:
+            yield gradients_table(metric, kinds)
 
 
 def _about(record: Record) -> str:
@@ -99,18 +111,19 @@ def _residuals(chosen: list[Record]) -> str:
 def _drawn(chosen: list[Record]) -> list[tuple[str, list[float]]]:
     """What follows the targets at the larger budget."""
     mine = [one for one in chosen if one.get("residuals") and one["seed"] == 0 and not one["in_domain"]]
-    mine = [one for one in mine if one["method"] == "gtp" and not one["parameters"].get("refine") == "none"]
+    mine = [one for one in mine if one["method"] == "gtp" and one["parameters"].get("refine") != "none"]
     largest = max(one["rows"] for one in mine)
     return [(_name(one), next(iter(one["residuals"].values()))) for one in mine if one["rows"] == largest]
 
 
 def _curves(chosen: list[Record]) -> Iterator[list[str]]:
+    largest = max(one["rows"] for one in chosen if one.get("residuals"))
     for one in chosen:
         if not one.get("residuals") or one["seed"] != 0:
             continue
         goal = "pool" if one["in_domain"] else "targets"
         for curve, values in one["residuals"].items():
-            if one.get("gradients") and "most similar" in curve:
+            if one.get("gradients") and ("most similar" in curve or one["rows"] < largest):
                 continue
             places = sorted({round(share * (len(values) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
             numbers = ", ".join(f"{values[place]:.3f}" for place in places)
