@@ -97,6 +97,8 @@ def _name(one: Record) -> str:
     parameters = one.get("parameters") or {}
     marks = ["in-domain"] * bool(one.get("in_domain")) + ["refine=none"] * (parameters.get("refine") == "none")
     marks += ["by quotas"] * bool(parameters.get("quotas"))
+    if one["method"] == "tagcos":
+        marks.append(f"K = {parameters['clusters']}, ridge {parameters['ridge']:g}")
     marks += [one["gradients"]] if one.get("gradients") else []
     return ", ".join([one["method"], *marks])
 
