@@ -234,6 +234,8 @@ def test_autotune_proposes_what_its_measurements_say(values: dict[str, Any], tmp
     assert proposal.code_error["float16"] < proposal.code_error["int8"] < proposal.code_error["bits"]
     assert proposal.code_error[proposal.dtype] <= autotune.ADDED
     assert proposal.rates[proposal.batch_tokens] >= 0.97 * max(proposal.rates.values())
+    passes = prediction.checkpoints * prediction.feature_tokens
+    assert prediction.feature_seconds == pytest.approx(passes / proposal.rates[proposal.batch_tokens])
     settings = {**values, "lora": {"rank": 16}, "features": {**SMALL["features"], **proposal.settings()}}
     run = Run(tmp_path, **settings)
     assert run.extract().dimension == prediction.dimension == proposal.dimension

@@ -20,7 +20,7 @@ from rich.console import Console
 from pursuit.encoding import EncodedPool, encode_pool
 from pursuit.errors import SettingsError
 from pursuit.inspection.autotune import autotune as autotune_features
-from pursuit.inspection.data import Inspection, Prediction, TargetView
+from pursuit.inspection.data import Inspection, Prediction, Proposal, TargetView
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
 from pursuit.inspection.terminal import print_findings, print_inspection, print_prospects, size
@@ -147,8 +147,20 @@ def _with_prediction(look: _Look, measure: bool, tune: bool) -> Inspection:
         proposal = autotune_features(model, look.encoded, settings.feature_recipe())
         settings = settings_from(merge(settings.model_dump(), {"features": proposal.settings()}))
     prediction = predict(model, settings, look.encoded, look.target, look.place, measure)
+    if proposal is not None and settings.features.projection != "rademacher":
+        prediction = _at_rate(prediction, proposal)
     found = replace(look.inspection, prediction=prediction, proposal=proposal)
     return replace(found, warnings=tuple(_warnings(found, prediction, look)))
+
+
+def _at_rate(prediction: Prediction, proposal: Proposal) -> Prediction:
+    """With the seconds that whole batches took; those timed for a prediction alone are cut short to save time."""
+    if prediction.feature_seconds is None:
+        return prediction
+    each = prediction.checkpoints / proposal.rates[proposal.batch_tokens]
+    return replace(
+        prediction, feature_seconds=each * prediction.feature_tokens, target_seconds=each * prediction.target_tokens
+    )
 
 
 def _warnings(found: Inspection, prediction: Prediction, look: _Look) -> Iterator[str]:
