@@ -10,7 +10,7 @@ EXPLAINED = (
     "- Gradients: *as published*, Adam's directions with their momentum for the pool's rows and plain gradients for "
     "the target's; *no-momentum*, the directions without it; *no-momentum-both*, the target's rows made in this way "
     "too, as pursuit now does for `gtp` and `omp`; *sgd*, plain gradients for both; *less*, divided as in LESS' "
-    "released code, with momentum."
+    "released code, with momentum; *256-numbers* and *signs*, as pursuit does now, to d = 256 or with one bit a number."
 )
 OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "no-momentum": {"momentum": False},
