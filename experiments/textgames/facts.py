@@ -27,9 +27,14 @@ def chosen_facts(run: Run, data: Path, gradients: str) -> list[dict[str, Any]]:
             "method": choice.method, "rows": len(selection), "seed": choice.seed, "gradients": gradients,
             "in_domain": bool(choice.parameters.get("in_domain")), "parameters": choice.parameters,
             "seconds": round(choice.seconds, 3), **_composition(selection.indices, planted, texts),
-            "residuals": selection.diagnostics.get("residuals"), "warnings": selection.diagnostics.get("warnings"),
+            "residuals": _rounded(selection.diagnostics.get("residuals")),
+            "warnings": selection.diagnostics.get("warnings"),
         })  # fmt: skip
     return facts
+
+
+def _rounded(curves: dict[str, list[float]] | None) -> dict[str, list[float]] | None:
+    return curves and {name: [round(value, 4) for value in values] for name, values in curves.items()}
 
 
 def _composition(indices: np.ndarray, planted: list[Any], texts: list[tuple[str, str]]) -> dict[str, Any]:
