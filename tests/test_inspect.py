@@ -19,7 +19,7 @@ from rich.console import Console
 from pursuit.cli import main
 from pursuit.encoding import Encoder
 from pursuit.errors import RunError, SettingsError
-from pursuit.inspection import Inspection, inspect, inspect_pool, print_inspection
+from pursuit.inspection import Inspection, inspect, print_inspection
 from pursuit.inspection.terminal import print_prospects
 from pursuit.pool import Pool
 from pursuit.run.run import Run
@@ -261,7 +261,7 @@ def test_the_command_prints_examples_counts_and_outlook(
     assert "select would choose from 12 rows." in " ".join(output.split())
 
 
-def test_time_has_a_price_where_one_is_given(found: Inspection, model: Path, files: Path) -> None:
+def test_time_has_a_price_where_one_is_given(found: Inspection) -> None:
     assert found.prediction is not None
     known = replace(found.prediction, warmup_seconds=1800.0, feature_seconds=5400.0, target_seconds=0.0)
     priced, plain = io.StringIO(), io.StringIO()
@@ -270,5 +270,15 @@ def test_time_has_a_price_where_one_is_given(found: Inspection, model: Path, fil
     costs = [line.split(" EUR")[0].split()[-1] for line in priced.getvalue().splitlines() if " EUR" in line]
     assert costs == ["1.50", "4.50", "6.00"]
     assert "money" not in plain.getvalue()
-    with pytest.raises(SettingsError, match="price_per_hour = -1"):
-        inspect_pool(Path(), {"model": str(model), "pool": [str(files / "b.parquet")]}, 0, False, price_per_hour=-1)
+
+
+@pytest.mark.parametrize("command", [
+    ["inspect"], ["report", "--run", "x"],
+    ["compare", "--run", "x", "--methods", "random", "--budgets", "5%", "--eval", "e.jsonl", "--out", "o"],
+])  # fmt: skip
+def test_a_price_below_nothing_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--price-per-hour", "-1"])
+    assert stopped.value.code
+    printed = capsys.readouterr()
+    assert "--price-per-hour" in printed.out + printed.err

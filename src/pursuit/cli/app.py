@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 from pursuit.errors import SettingsError
 from pursuit.settings import Job, Settings, job_from, merge, read_yaml
@@ -29,6 +30,7 @@ whatever was interrupted goes on where it stopped when the same command is start
 Flags = Annotated[Settings | None, Parameter(name="*")]
 Folder = Annotated[Path | None, Parameter(help="Run folder: keeps everything, and can be gone on with.")]
 Config = Annotated[Path | None, Parameter(help="YAML file with the same settings; flags override it.")]
+Price = Annotated[float | None, Parameter(validator=Number(gte=0))]
 Assignments = Annotated[
     list[str] | None, Parameter(name="--param", help="Parameters of the method: --param clusters=50 ridge=0.1")
 ]

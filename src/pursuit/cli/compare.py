@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import Flags, app, given
+from pursuit.cli.app import Flags, Price, app, given
 from pursuit.compare.plan import Comparison, split_methods
 from pursuit.finetune.recipe import FineTune
 
@@ -22,7 +22,7 @@ def compare(
     epochs: int = FineTune.epochs, learning_rate: float = FineTune.learning_rate, batch_size: int = FineTune.batch_size,
     micro_batch_tokens: int = FineTune.micro_batch_tokens, optimizer: list[str] | None = None,
     schedule: list[str] | None = None, weighted: Flag = False, no_full: Flag = False, all_weights: Flag = False,
-    train_model: str | None = None, keep_models: Flag = False, price_per_hour: float | None = None, currency: str = "",
+    train_model: str | None = None, keep_models: Flag = False, price_per_hour: Price = None, currency: str = "",
     settings: Flags = None,
 ) -> None:  # fmt: skip
     """Fine-tune on what each method chooses, on random rows and on the whole pool; score each on held-out rows.

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import app
+from pursuit.cli.app import Price, app
 
 
 @app.command
 def report(
     *, run: Path, selection: str | None = None, agreement: Annotated[bool, Parameter(negative="")] = False,
-    price_per_hour: float | None = None, currency: str = "", out: Path | None = None,
+    price_per_hour: Price = None, currency: str = "", out: Path | None = None,
 ) -> None:  # fmt: skip
     """Write the report of a selection again.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pursuit.cli.app import Config, Flags, Folder, app, resolve
+from pursuit.cli.app import Config, Flags, Folder, Price, app, resolve
 
 
 @app.command
 def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, measure: bool = True,
-            autotune: bool = False, price_per_hour: float | None = None, currency: str = "",
+            autotune: bool = False, price_per_hour: Price = None, currency: str = "",
             settings: Flags = None) -> None:  # fmt: skip
     """Show what will be learnt from, before any heavy work.
 

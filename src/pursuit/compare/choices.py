@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pursuit.compare.plan import Comparison, cell_folder, parse_method
 from pursuit.encoding.store import MANIFEST
+from pursuit.errors import StoreError
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.progress import progress
 from pursuit.run.run import Run
@@ -47,7 +49,8 @@ def _choice(
     run: Run, text: str, budget: str | int | float, seed: int, folder: Path
 ) -> tuple[Selection, float | None]:
     if (folder / MADE).exists():
-        return Selection.load(folder), read_json(folder / MADE)["selection_seconds"]
+        with suppress(StoreError):  # one that is damaged is made again
+            return Selection.load(folder), read_json(folder / MADE)["selection_seconds"]
     name, parameters = parse_method(text)
     result = run.select(method(name, **parameters), budget, seed=seed)
     seconds = result.cost.get("selection_seconds")

@@ -63,13 +63,7 @@ def inspect_pool(
     folder: Path, values: Mapping[str, Any], examples: int, measure: bool, autotune: bool = False,
     price_per_hour: float | None = None, currency: str = "",
 ) -> None:  # fmt: skip
-    """The command: `inspect`, printed as it becomes known; `Path("")` for no folder.
-
-    Raises:
-        SettingsError: also for a price below zero.
-    """
-    if price_per_hour is not None and not 0 <= price_per_hour < float("inf"):
-        raise SettingsError(f"price_per_hour = {price_per_hour}: must be 0 or more.")
+    """The command: `inspect`, printed as it becomes known; `Path("")` for no folder."""
     console = Console()
     with _opened(None if folder == Path() else folder, values, examples) as look:
         print_findings(look.inspection, console)
