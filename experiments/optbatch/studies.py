@@ -12,6 +12,7 @@ from experiments.pools.mixed import make_mixed
 from experiments.textgames.data import FIRST_TRAINING, KINDS, Sizes, first_model, make_data
 from pursuit.encoding import EncodedPool, Encoder, encode_pool
 from pursuit.evaluate import EvalSet, read_eval_set
+from pursuit.files import write_text
 from pursuit.finetune import FineTune
 from pursuit.models.loading import load_model, load_tokenizer
 from pursuit.models.trainable import prepare_trainable
@@ -122,9 +123,25 @@ def smollm2(folder: Path) -> Study:
             max_steps=12, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1,
             micro_batch_tokens=512, recovery_seconds=1e9,
         ),
-        costed=("random", "optbatch"), others=(), rates=(0.5,),
+        costed=("random", "optbatch"), others=("hardest",), rates=(0.5, 0.7, 0.2),
         pool=data / "pool.jsonl", heldout=(data / "eval.jsonl",), max_length=256, template="chatml",
     )  # fmt: skip
 
 
-STUDIES = {"textgames": textgames, "smollm2": smollm2}
+def smollm2_epochs(folder: Path) -> Study:
+    """The same, twice through a quarter of the rows: InfoBatch leaves out nothing in a first epoch."""
+    study = smollm2(folder)
+    return replace(
+        study, name="smollm2-epochs", about=study.about + ", twice through 96 of them",
+        recipe=replace(study.recipe, max_steps=24), costed=(), others=("random", "optbatch", "hardest", "infobatch"),
+        rates=(0.5,), pool=_first_rows(study.pool, 96),
+    )  # fmt: skip
+
+
+def _first_rows(pool: Path, count: int) -> Path:
+    path = pool.with_name(f"pool-{count}.jsonl")
+    write_text(path, "".join(pool.read_text(encoding="utf-8").splitlines(keepends=True)[:count]))
+    return path
+
+
+STUDIES = {"textgames": textgames, "smollm2": smollm2, "smollm2-epochs": smollm2_epochs}
