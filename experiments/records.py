@@ -76,6 +76,22 @@ def gradients_table(metric: str, comparisons: Mapping[str, Record]) -> str:
     return markdown_table(lines)
 
 
+def columns_table(metric: str, comparisons: Mapping[str, Record], *, to_random: bool = False) -> str:
+    """A row a method, a column a comparison: mean and interval, or those of the difference to random."""
+    what = "to_random" if to_random else "score"
+    found = {label: comparison["metrics"][metric] for label, comparison in comparisons.items()}
+    scores = {label: {one["method"]: one[what] for one in block["methods"]} for label, block in found.items()}
+    methods = dict.fromkeys(method for column in scores.values() for method in column)
+    lines = [[f"**{metric}**{', to random' if to_random else ''}", *comparisons]]
+    if not to_random:
+        lines.append(["first model", *(f"{block['untrained']:.3f}" for block in found.values())])
+    for method in methods:
+        cells = [spread(column.get(method), sign=to_random) for column in scores.values()]
+        if any(cells):
+            lines.append([method, *cells])
+    return markdown_table(lines)
+
+
 def spread(value: list[float | None] | None, sign: bool = False) -> str:
     """Mean ± half of the interval."""
     if value is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from pursuit import Run
 from pursuit.compare import Comparison, compare
 from pursuit.compare.plan import cells, parse_method, split_methods
 from pursuit.compare.results import interval
-from pursuit.errors import DataError, SelectionError, SettingsError
+from pursuit.errors import DataError, PursuitError, SelectionError, SettingsError
 from pursuit.finetune import FineTune
 from test_run import SMALL, place, run_main, write_rows  # noqa: F401  (place is a fixture)
 from tiny import tiny_model, tiny_tokenizer
@@ -115,6 +116,21 @@ def test_another_model_is_trained_on_what_the_first_chose(begun, tmp_path):
     assert found.data.model.endswith("other")
     assert found.data.select_model.endswith("model")
     assert not [row for row in found.runs.to_pylist() if row["failed"]]
+
+
+def test_a_model_without_a_template_is_trained_with_a_given_one(begun, tmp_path):
+    run, folder = begun
+    tiny_model("gpt2", seed=3).save_pretrained(tmp_path / "base")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    plain = settings(folder, methods=["kcenter"], seeds=1, train_model=str(tmp_path / "base"))
+    with pytest.raises(PursuitError, match="chat template"):
+        compare(run, plain, tmp_path / "out")
+    found = compare(run, replace(plain, train_template="chatml"), tmp_path / "out")
+    assert not [row for row in found.runs.to_pylist() if row["failed"]]
+    with pytest.raises(SettingsError, match="train_template"):
+        settings(folder, train_template="chatml")
 
 
 def test_a_cell_that_fails_is_named_and_the_others_stand(begun, tmp_path, monkeypatch):

@@ -87,9 +87,7 @@ def test_the_command_shows_all_rows_first_and_leaves_scores_and_rows(
     }  # fmt: skip
 
 
-def test_an_adapter_a_whole_model_in_its_place_and_a_run_are_taken_up(
-    model: Path, data: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_a_whole_model_in_its_place_and_a_run_are_taken_up(model: Path, data: Path, tmp_path: Path) -> None:
     def loss(name: str, *arguments: Any) -> float:
         assert run("--eval", data, "--metrics", "loss", "--out", tmp_path / name, *arguments) == 0
         return Evaluation.load(tmp_path / name).overall["loss"].mean

@@ -151,8 +151,9 @@ def test_cutting_a_step_into_micro_batches_changes_nothing(accumulated: int, tmp
 
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.tuples(st.integers(2, 40), st.sampled_from([0.0, 1e-6, 0.5, 1.0, 40.0])), min_size=4, max_size=9)
-    .filter(lambda rows: any(weight for _, weight in rows[:4]) and any(weight for _, weight in rows[4:8] or rows[:4]))
+    st.lists(
+        st.tuples(st.integers(2, 40), st.sampled_from([0.0, 1e-6, 0.5, 1.0, 40.0])), min_size=4, max_size=9
+    ).filter(lambda rows: any(weight for _, weight in rows[:4]) and any(weight for _, weight in rows[4:8] or rows[:4]))
 )
 def test_any_lengths_and_weights(tmp_path: Path, rows: list[tuple[int, float]]) -> None:
     lengths, weights = [length for length, _ in rows], [weight for _, weight in rows]
@@ -209,8 +210,10 @@ def test_text_that_trl_tokenises_keeps_its_weights(tmp_path: Path) -> None:
         for i in range(4)
     ]
     dataset = datasets.Dataset.from_list(
-        [{"prompt": turns[:1], "completion": turns[1:], "weight": w}
-         for turns, w in zip(messages, [1, 2, 0, 5], strict=True)]
+        [
+            {"prompt": turns[:1], "completion": turns[1:], "weight": w}
+            for turns, w in zip(messages, [1, 2, 0, 5], strict=True)
+        ]
     )
     trainer = WeightedSFTTrainer(
         model=new_model(), args=arguments(tmp_path, "sft", max_steps=1), train_dataset=dataset,

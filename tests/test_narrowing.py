@@ -91,9 +91,7 @@ def test_indices_go_there_and_back(keep, seed):
     count = int(keep.sum())
     selection = Selection(np.random.default_rng(seed).permutation(count), np.ones(count), "x", count)
     wide = widened(selection, keep)
-    np.testing.assert_array_equal(
-        features.checkpoint(0)[wide.indices], narrow.checkpoint(0)[selection.indices]
-    )
+    np.testing.assert_array_equal(features.checkpoint(0)[wide.indices], narrow.checkpoint(0)[selection.indices])
     assert wide.num_rows == len(keep)
 
 

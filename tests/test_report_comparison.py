@@ -41,9 +41,7 @@ def test_the_overview_names_the_best_what_beats_random_and_what_does_not_pay() -
     )
     assert "it keeps 95.0%" in said[1]
     assert said[2] == "Worse than random, the interval clear of 0: less at 5.0%."
-    assert said[3] == (
-        "The cheapest way to 95.0% of the full gain or more: tagcos at 5.0%, 16 min against 2 h."
-    )
+    assert said[3] == ("The cheapest way to 95.0% of the full gain or more: tagcos at 5.0%, 16 min against 2 h.")
     data = make_comparison()
     dear = replace(data.metrics[0].scores[0], selection_seconds=9000.0)
     data = replace(data, metrics=[replace(data.metrics[0], scores=[dear, *data.metrics[0].scores[1:]])])

@@ -175,9 +175,7 @@ def test_partitions_are_pursued_first_and_then_what_they_chose():
         Gtp(partitions=0)
 
 
-@given(
-    st.integers(1, 30), st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.integers(0, 2**31), st.data()
-)
+@given(st.integers(1, 30), st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.integers(0, 2**31), st.data())
 def test_odd_shapes_end_with_the_budget_used_or_with_a_reason(n, checkpoints, d, target_rows, seed, data):
     rng = np.random.default_rng(seed)
     rows = rng.integers(-1, 2, (n, checkpoints, d)).astype(float)  # many zeros and duplicates

@@ -146,9 +146,7 @@ def test_less_gives_every_subtask_its_best_rows_in_turn():
         ("two", 10), ("one", 20),
     ]  # fmt: skip
     left = np.ones(500, bool)
-    for index, subtask, score in zip(
-        selection.indices, selection.columns["subtask"], selection.scores, strict=True
-    ):
+    for index, subtask, score in zip(selection.indices, selection.columns["subtask"], selection.scores, strict=True):
         assert index == np.argmax(np.where(left, scores[subtask], -np.inf))
         assert score == pytest.approx(scores[subtask, index])
         left[index] = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -13,39 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from demo.fetch import fetch_model
 
-from experiments.gradients import OTHER_GRADIENTS, PUBLISHED
+from experiments.mixed.setting import FAMILIES, RUN, TRAINING, mixed_data, mixed_run
 from experiments.mixed.table import write_table
-from experiments.pools.mixed import make_mixed
 from experiments.records import comparison_facts, counted_seconds, machine
 from pursuit import Run
 from pursuit.compare import Comparison, compare
 from pursuit.files import read_json, sha256_file, write_json
-from pursuit.finetune import FineTune
 from pursuit.progress import say
 from pursuit.run.reporting import Choice
 from pursuit.selectors import Selection
 from pursuit.versions import versions
 
 app = App(name="experiments.mixed", help=__doc__)
-ROWS, EVAL_ROWS, TARGET_ROWS, CHARACTERS = 600, 10, 5, 140
-FAMILIES = (
-    "object_counting", "hyperbaton", "implicatures", "strategyqa", "social_support", "tense",
-    "unit_conversion/unit_addition_same", "spell_backward", "anachronisms", "reasoning_about_colored_objects",
-)  # fmt: skip
-TRAINING = FineTune(
-    max_steps=12, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=512
-)
-# the last third of the layers: half of the time of all of them, as nothing below needs a gradient
-LAYERS = [f"layers.{layer}.self_attn.{part}_proj" for layer in range(20, 30) for part in "qkvo"]
-RUN: dict[str, Any] = {
-    "chat_template": "chatml", "max_length": 256, "device": "cpu", "dtype": "float32",
-    "lora": {"rank": 16, "alpha": 64, "targets": LAYERS},
-    "warmup": {"checkpoint_steps": [6, 12], "epochs": 1, "sample": 96, "learning_rate": 1e-3, "batch_size": 8,
-               "warmup_ratio": 0.1, "micro_batch_tokens": 512},
-    "features": {"dimension": 8192, "dtype": "float32", "batch_tokens": 512, "shard_rows": 64, **PUBLISHED},
-}  # fmt: skip
 TARGETED = ("gtp", "less")
 MAIN = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")
 OTHERS = ("stratified", "kcenter", "craig", "omp(in_domain=true)", "longest", "perplexity", "gradnorm")
@@ -72,11 +51,7 @@ def main(
         long: Train on all rows once more, for as long as selecting and training on the choice take together.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    data = out / "data"
-    if not (data / "about.json").exists():
-        make_mixed(
-            data, ROWS, eval_rows=EVAL_ROWS, target_rows=TARGET_ROWS, families=FAMILIES, max_characters=CHARACTERS
-        )
+    data = mixed_data(out)
     runs: dict[str, Run] = {}
     found: dict[str, Any] = {}
     counted = 0.0
@@ -84,7 +59,7 @@ def main(
         say(f"{name}, {count} of {seeds} seeds: {', '.join(methods)}")
         gradients = name.partition(", ")[2]
         if gradients not in runs:
-            runs[gradients] = _run(out, data, gradients)
+            runs[gradients] = mixed_run(out, data, gradients)
         source = runs[gradients]
         found[name] = _compared(source, data, out, methods=methods, budgets=("5%",), seeds=count, train=TRAINING)
         if long and name == "main" and count == seeds:
@@ -92,18 +67,6 @@ def main(
         now = time.process_time()
         seconds, counted = counted_seconds(out / "cpu.json", now - counted), now
         print(_publish(runs, data, found, seconds, results))
-
-
-def _run(out: Path, data: Path, gradients: str) -> Run:
-    features = RUN["features"] | OTHER_GRADIENTS.get(gradients, {})
-    folder = out / "-".join(filter(None, ["run", gradients]))
-    alike = out / folder.name.removesuffix("-both")  # of the pool's rows: only the target's differ
-    if alike.exists() and not folder.exists():
-        shutil.copytree(alike, folder, ignore=shutil.ignore_patterns("selections", "targets"))
-    return Run(
-        folder, **{**RUN, "features": features}, model=str(fetch_model()),
-        pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl"),
-    )  # fmt: skip
 
 
 def _publish(runs: dict[str, Run], data: Path, found: dict[str, Any], seconds: float, results: Path) -> str:

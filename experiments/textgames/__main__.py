@@ -9,43 +9,30 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from experiments.gradients import OTHER_GRADIENTS, PUBLISHED
 from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
 from experiments.textgames.facts import chosen_facts
+from experiments.textgames.setting import RUN, TRAINING, games_run, held_out
 from experiments.textgames.table import write_table
 from pursuit import Run
 from pursuit.compare import Comparison, compare
 from pursuit.compare.plan import parse_method
 from pursuit.files import read_json, sha256_file, write_json
-from pursuit.finetune import FineTune
 from pursuit.progress import say
 from pursuit.selectors import method
 from pursuit.versions import versions
 
 app = App(name="experiments.textgames", help=__doc__)
-TRAINING = FineTune(
-    max_steps=32, batch_size=16, learning_rate=2e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=1024
-)
-RUN: dict[str, Any] = {
-    "weights": ["*"], "max_length": 512, "device": "cpu", "dtype": "float32",
-    "warmup": {"checkpoint_steps": [8, 16], "epochs": 1, "sample": 256, "learning_rate": 2e-3, "batch_size": 16,
-               "micro_batch_tokens": 1024},
-    "features": {"dimension": 2048, "batch_tokens": 1024, **PUBLISHED},
-}  # fmt: skip
 LESS_IN_TURN = f'less(quotas="{",".join(f"{kind}=1" for kind in TARGETS)}")'  # GTP's shares are equal too
 TARGETED = ("gtp", "less", LESS_IN_TURN, "rds", "random")
 IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "kcenter", "random")
-SCORES: dict[str, Any] = {"metrics": ("loss", "exact")}
-PLAYED: dict[str, Any] = {"metrics": (), "players": ("experiments.pools.textgames:success",)}
-COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dict[str, Any]]] = {
-    "targeted": (TARGETED, ("0.5%", "5%"), TARGETS, SCORES),
-    "in-domain": (IN_DOMAIN, ("5%",), KINDS, SCORES),
-    "played": (TARGETED, ("5%",), TARGETS, PLAYED),
+COMPARED: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "targeted": (TARGETED, ("0.5%", "5%"), TARGETS),
+    "in-domain": (IN_DOMAIN, ("5%",), KINDS),
 }
 ABLATED, ABLATIONS = "no-momentum", (  # by these gradients; K = 20 and ridge 1 are compared with the other methods
     "tagcos(clusters=5)", "tagcos(clusters=100)", "tagcos(clusters=20,ridge=0.01)", "tagcos(clusters=20,ridge=10)",
@@ -53,14 +40,13 @@ ABLATED, ABLATIONS = "no-momentum", (  # by these gradients; K = 20 and ridge 1 
 BY_GRADIENTS: dict[str, tuple[str, ...]] = {  # what is compared by other gradients than the published ones
     "targeted": ("gtp", "less", LESS_IN_TURN, "random"), "in-domain": IN_DOMAIN,
 }  # fmt: skip
-KEPT = {"targeted": "eval", "in-domain": "eval", "played": "games"}  # files of held-out rows
 CURVES = ("omp", "gtp(refine=none)")  # selected for their residuals only, not trained on
 
 
 @app.default
 def main(
     *, out: Path = Path("runs/textgames"), results: Path = Path("experiments/results"), seeds: int = 3,
-    play: Annotated[bool, Parameter(negative="")] = False, gradients: Sequence[str] = (),
+    gradients: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Make the data, train the first model, select, train on every choice, score; write textgames.json and .md.
 
@@ -71,7 +57,6 @@ def main(
         out: Folder for data, models and trainings.
         results: Folder for the small files that are kept.
         seeds: Trainings of each choice.
-        play: Train once more on the targeted choices at 5%, and let the models play games that they have not seen.
         gradients: Select, train and score by other gradients too, named in experiments/gradients.py.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -79,14 +64,13 @@ def main(
     sizes = Sizes()
     data = make_data(out / "data", sizes)
     model = first_model(data, out / "first", sizes.max_length)
-    runs = {name: _run(out, data, model, name) for name in ("", *gradients)}
+    runs = {name: games_run(out, data, model, name) for name in ("", *gradients)}
     run = runs[""]
     for text in CURVES:
         _select_for_its_curve(run, text)
     counted = 0.0
-    names = ("targeted", "in-domain", *(["played"] if play else []))
     for count in range(1, seeds + 1):
-        found = {name: _compared(run, name, count, data, out) for name in names}
+        found = {name: _compared(run, name, count, data, out) for name in COMPARED}
         for other, name in product(gradients, BY_GRADIENTS):
             methods = BY_GRADIENTS[name]
             if (name, other) == ("in-domain", ABLATED):
@@ -101,22 +85,13 @@ def main(
     print(text)
 
 
-def _run(out: Path, data: Path, model: Path, gradients: str) -> Run:
-    targets = [f"{kind}={data / f'target-{kind}.jsonl'}" for kind in TARGETS]
-    features = RUN["features"] | OTHER_GRADIENTS.get(gradients, {})
-    return Run(
-        out / "-".join(filter(None, ["run", gradients])), **{**RUN, "features": features}, model=str(model),
-        pool=str(data / "pool.jsonl"), target=targets,
-    )  # fmt: skip
-
-
 def _compared(run: Run, name: str, seeds: int, data: Path, out: Path, others: tuple[str, ...] = ()) -> dict[str, Any]:
-    methods, budgets, kinds, scored = COMPARED[name]
+    methods, budgets, kinds = COMPARED[name]
     methods = others or methods
     say(f"{name}, {seeds} seeds: {', '.join(methods)} at {', '.join(budgets)}")
     comparison = Comparison(
-        methods=methods, budgets=budgets, seeds=seeds, train=TRAINING, **scored,
-        evaluation=[f"{kind}={data / f'{KEPT[name]}-{kind}.jsonl'}" for kind in kinds],
+        methods=methods, budgets=budgets, seeds=seeds, train=TRAINING, metrics=("loss", "exact"),
+        evaluation=held_out(data, kinds),
     )  # fmt: skip
     return comparison_facts(compare(run, comparison, out / name))
 

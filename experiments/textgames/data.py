@@ -91,11 +91,13 @@ def planted(rows: list[Row], sizes: Sizes, random: np.random.Generator) -> list[
     return [pool[place] for place in random.permutation(len(pool))]
 
 
-def first_model(data: Path, folder: Path, max_length: int, recipe: FineTune = FIRST_TRAINING) -> Path:
-    """The 0.9-million-weight Llama, trained briefly on steps of all kinds; skipped where it stands."""
+def first_model(
+    data: Path, folder: Path, max_length: int, recipe: FineTune = FIRST_TRAINING, **made: Any
+) -> Path:  # fmt: skip
+    """A model trained briefly on steps of all kinds; skipped where it stands. `made`: arguments of `make_policy`."""
     policy = folder / "policy"
     if not (policy / "config.json").exists():
-        make_policy(data / "first.jsonl", policy)
+        make_policy(data / "first.jsonl", policy, **made)
     tokenizer = load_tokenizer(str(policy))
     rows = encode_pool(Pool([str(data / "first.jsonl")]), Encoder(tokenizer, max_length=max_length), folder / "encoded")
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from experiments.records import Record, gradients_table, markdown_table, score_t
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
-TITLES = {"targeted": "Targeted at three kinds of games", "in-domain": "In-domain, all kinds", "played": "Playing"}
+TITLES = {"targeted": "Targeted at three kinds of games", "in-domain": "In-domain, all kinds"}
 
 
 def write_table(record: Record, path: Path) -> str:

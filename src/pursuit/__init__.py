@@ -1,9 +1,9 @@
 """Choose the few percent of an instruction-tuning data set that teach a model most, by their gradients.
 
-    from pursuit import Run, Tagcos
+from pursuit import Run, Tagcos
 
-    run = Run("runs/x", model="SmolLM2-135M", pool="pool.jsonl")
-    result = run.select(Tagcos(clusters=100), budget=0.05, out="subset.jsonl")
+run = Run("runs/x", model="SmolLM2-135M", pool="pool.jsonl")
+result = run.select(Tagcos(clusters=100), budget=0.05, out="subset.jsonl")
 """
 
 from __future__ import annotations

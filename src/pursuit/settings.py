@@ -62,8 +62,9 @@ class FeatureSettings(_Group):
 
     dimension: int = Field(Recipe.dimension, ge=1, description="d, numbers kept of a gradient.")
     projection: ProjectionKind = Field(
-        Recipe.projection, description="sparse (fast), rademacher (dense, as published, slow), factored (each weight "
-        "matrix from both sides, for full weights: faster, noisier), none (all coordinates)."
+        Recipe.projection,
+        description="sparse (fast), rademacher (dense, as published, slow), factored (each weight "
+        "matrix from both sides, for full weights: faster, noisier), none (all coordinates).",
     )
     preconditioner: Preconditioner = Field(
         Recipe.preconditioner,

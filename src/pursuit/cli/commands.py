@@ -143,16 +143,18 @@ def extract_features(folder: Path, settings: Mapping[str, Any], append: list[str
 
 
 def write_report_again(
-    folder: Path, selection: str | None, agreement: bool, price_per_hour: float | None, currency: str,
+    folder: Path,
+    selection: str | None,
+    agreement: bool,
+    price_per_hour: float | None,
+    currency: str,
     out: Path | None,
 ) -> None:
     """`pursuit report`."""
     if not (folder / "settings.json").exists():
         raise RunError(f"{folder}: no run is in this folder.")
     with Run(folder) as run:
-        page = run.report(
-            selection, agreement=agreement, price_per_hour=price_per_hour, currency=currency, out=out
-        )
+        page = run.report(selection, agreement=agreement, price_per_hour=price_per_hour, currency=currency, out=out)
     output.print(Text.assemble(("report  ", "bold"), str(page)))
 
 

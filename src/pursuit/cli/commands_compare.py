@@ -22,9 +22,7 @@ def run_compare(
     if not (folder / "settings.json").exists() and not settings.get("pool"):
         raise RunError(f"{folder}: no run is in this folder. `pursuit select --run {folder} …` begins one.")
     with Run(folder, **settings) as run:
-        found = compare(
-            run, comparison, out, engine=run.engine, price_per_hour=price_per_hour, currency=currency
-        )
+        found = compare(run, comparison, out, engine=run.engine, price_per_hour=price_per_hour, currency=currency)
     output = Console()
     output.print(found.summary)
     for label, path in (("runs", found.table), ("report", found.report)):

@@ -22,8 +22,8 @@ def compare(
     epochs: int = FineTune.epochs, learning_rate: float = FineTune.learning_rate, batch_size: int = FineTune.batch_size,
     micro_batch_tokens: int = FineTune.micro_batch_tokens, optimizer: list[str] | None = None,
     schedule: list[str] | None = None, weighted: Flag = False, no_full: Flag = False, all_weights: Flag = False,
-    train_model: str | None = None, keep_models: Flag = False, price_per_hour: Price = None, currency: str = "",
-    settings: Flags = None,
+    train_model: str | None = None, train_template: str | None = None, keep_models: Flag = False,
+    price_per_hour: Price = None, currency: str = "", settings: Flags = None,
 ) -> None:  # fmt: skip
     """Fine-tune on what each method chooses, on random rows and on the whole pool; score each on held-out rows.
 
@@ -57,6 +57,7 @@ def compare(
         no_full: Leave out training on the whole pool.
         all_weights: Train all weights of the model instead of a LoRA.
         train_model: Train this model on the subsets that the run's model chose.
+        train_template: Chat template of --train-model (as --chat-template of a run); its own if not given.
         keep_models: Keep the trained weights.
         price_per_hour: Of the machine: shows money beside time.
         currency: Of the price.
@@ -74,6 +75,6 @@ def compare(
         methods=split_methods(methods), budgets=parts(budgets), evaluation=evaluation, seeds=seeds,
         metrics=parts(metrics) or ([] if scorer or player else ["loss"]), scorers=scorer or (), players=player or (),
         train=train, equal=equal, optimizers=parts(optimizer), schedules=parts(schedule), full=not no_full,
-        train_model=train_model, all_weights=all_weights, keep_models=keep_models,
+        train_model=train_model, train_template=train_template, all_weights=all_weights, keep_models=keep_models,
     )  # fmt: skip
     run_compare(run, comparison, out, given(settings), price_per_hour, currency)

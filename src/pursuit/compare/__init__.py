@@ -1,8 +1,8 @@
 """Is the small subset as good as the whole pool, and better than one at random? Train on each, and score them.
 
-    from pursuit.compare import Comparison, compare
-    comparison = Comparison(methods=["tagcos", "less"], budgets=["5%"], evaluation=["heldout.jsonl"])
-    found = compare(run, comparison, "compare")
+from pursuit.compare import Comparison, compare
+comparison = Comparison(methods=["tagcos", "less"], budgets=["5%"], evaluation=["heldout.jsonl"])
+found = compare(run, comparison, "compare")
 """
 
 from __future__ import annotations

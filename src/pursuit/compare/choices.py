@@ -45,9 +45,7 @@ def choices(run: Run, comparison: Comparison, out: Path) -> Choices:
     return made
 
 
-def _choice(
-    run: Run, text: str, budget: str | int | float, seed: int, folder: Path
-) -> tuple[Selection, float | None]:
+def _choice(run: Run, text: str, budget: str | int | float, seed: int, folder: Path) -> tuple[Selection, float | None]:
     if (folder / MADE).exists():
         with suppress(StoreError):  # one that is damaged is made again
             return Selection.load(folder), read_json(folder / MADE)["selection_seconds"]

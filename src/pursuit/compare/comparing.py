@@ -147,7 +147,7 @@ class _Trained:
             lora = settings.lora.model_copy(update={"targets": None})  # names of the other model's modules
             changes |= {
                 "model": model, "revision": None, "adapter": None, "weights": [], "dtype": dtype, "lora": lora,
-                "chat_template": None,
+                "chat_template": comparison.train_template,
             }  # fmt: skip
         if comparison.all_weights:
             changes |= {"weights": ["*"], "adapter": None}

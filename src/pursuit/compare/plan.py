@@ -32,6 +32,7 @@ class Comparison:
         optimizers, schedules: train in each of these ways, instead of the one of `train`.
         full: also train on the whole pool.
         train_model: another model to train on the subsets; the run's without.
+        train_template: chat template of that model, where its own is not wanted or it has none.
         all_weights: train all weights instead of the run's LoRA.
         keep_models: keep the trained weights of every cell.
 
@@ -52,6 +53,7 @@ class Comparison:
     schedules: Sequence[str] = ()
     full: bool = True
     train_model: str | None = None
+    train_template: str | None = None
     all_weights: bool = False
     keep_models: bool = False
 
@@ -59,6 +61,8 @@ class Comparison:
         for name in ("methods", "budgets", "evaluation"):
             if not getattr(self, name):
                 raise SettingsError(f"{name}: name at least one.")
+        if self.train_template is not None and self.train_model is None:
+            raise SettingsError("train_template is of another train_model, and there is none; the run has its own.")
         if self.seeds < 1:
             raise SettingsError(f"seeds = {self.seeds}: must be at least 1.")
         if self.equal not in ("steps", "epochs"):
@@ -124,7 +128,7 @@ def cells(comparison: Comparison) -> list[Cell]:
 
 
 def parse_method(text: str) -> tuple[str, dict[str, str]]:
-    """"tagcos(clusters=50)" → ("tagcos", {"clusters": "50"}); the method itself checks its parameters.
+    """ "tagcos(clusters=50)" → ("tagcos", {"clusters": "50"}); the method itself checks its parameters.
 
     A value with commas stands in quotes: 'less(quotas="exam=2,quiz=1")'.
     """

@@ -34,9 +34,7 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - float(half), mean + float(half))
 
 
-def comparison_data(
-    comparison: Comparison, results: Results, num_rows: int, **about: Any
-) -> CompareData:
+def comparison_data(comparison: Comparison, results: Results, num_rows: int, **about: Any) -> CompareData:
     """What the page shows; every metric of every way of training is a block of its own."""
     finished = [(cell, result) for cell, result in results if "scores" in result]
     metrics = list(dict.fromkeys(metric for _, result in finished for metric in result["scores"]))

@@ -87,5 +87,3 @@ def engine_for(
     from pursuit.engine.ray_engine import ray_engine
 
     return ray_engine(address, workers, device, folder)
-
-

@@ -1,10 +1,10 @@
 """Training a model on chosen rows: by a command, by a function, or in a trainer of one's own that uses their weights.
 
-    from pursuit.finetune import FineTune, finetune
-    finetune(model, rows, "models/a", FineTune(epochs=3, weighted=True), selection=selection)
+from pursuit.finetune import FineTune, finetune
+finetune(model, rows, "models/a", FineTune(epochs=3, weighted=True), selection=selection)
 
-    from pursuit.finetune import WeightedLossMixin
-    class Trainer(WeightedLossMixin, trl.SFTTrainer): ...
+from pursuit.finetune import WeightedLossMixin
+class Trainer(WeightedLossMixin, trl.SFTTrainer): ...
 """
 
 from __future__ import annotations

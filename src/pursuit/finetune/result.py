@@ -1,11 +1,11 @@
 """What a fine-tuning leaves: an adapter or a whole model in safetensors, its tokenizer, its log and its record.
 
-    folder/adapter_model.safetensors, adapter_config.json     a LoRA or another adapter, in PEFT's format
-    folder/model.safetensors, config.json, …                  or the whole model
-    folder/tokenizer.json, …                                  where a tokenizer was given
-    folder/log.jsonl                                          loss, learning rate, tokens, seconds: a line a step
-    folder/finetune.json                                      what it was made from; losses and costs; written last
-    folder/batch_selection.html                               by the command, where batches were chosen from
+folder/adapter_model.safetensors, adapter_config.json     a LoRA or another adapter, in PEFT's format
+folder/model.safetensors, config.json, …                  or the whole model
+folder/tokenizer.json, …                                  where a tokenizer was given
+folder/log.jsonl                                          loss, learning rate, tokens, seconds: a line a step
+folder/finetune.json                                      what it was made from; losses and costs; written last
+folder/batch_selection.html                               by the command, where batches were chosen from
 """
 
 from __future__ import annotations

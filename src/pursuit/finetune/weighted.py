@@ -154,7 +154,8 @@ def _refuse_other_losses(trainer: Any) -> None:
             "the router's loss would be left out",
         ),
         "an encoder-decoder model": (
-            getattr(trainer.model.config, "is_encoder_decoder", False), "its labels are not shifted"
+            getattr(trainer.model.config, "is_encoder_decoder", False),
+            "its labels are not shifted",
         ),
         "several GPUs in one process": (args.n_gpu > 1, "start it with accelerate launch, or show it one GPU"),
     }

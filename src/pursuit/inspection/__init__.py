@@ -1,8 +1,8 @@
 """Before any heavy work: what will be learnt from, and what that will take.
 
-    found = inspect(model="SmolLM2-135M", pool=["a.jsonl"])
-    found.pool.truncation.rows, found.prediction.hours
-    print_inspection(found)
+found = inspect(model="SmolLM2-135M", pool=["a.jsonl"])
+found.pool.truncation.rows, found.prediction.hours
+print_inspection(found)
 """
 
 from __future__ import annotations

@@ -134,5 +134,3 @@ def existing_parent(place: Path) -> Path:
     """The folder itself or the nearest one above it that is there."""
     place = place.absolute()
     return next(folder for folder in (place, *place.parents) if folder.is_dir())
-
-

@@ -1,9 +1,9 @@
 """Choosing inside training: which candidates of a batch are trained on.
 
-    from pursuit.online import BatchSelectionMixin, OptBatch
+from pursuit.online import BatchSelectionMixin, OptBatch
 
-    class Trainer(BatchSelectionMixin, trl.SFTTrainer): ...
-    Trainer(..., batch_selection=OptBatch(prune=0.3, strata=3)).train()
+class Trainer(BatchSelectionMixin, trl.SFTTrainer): ...
+Trainer(..., batch_selection=OptBatch(prune=0.3, strata=3)).train()
 """
 
 from pursuit.online.base import BatchSelector, Choice

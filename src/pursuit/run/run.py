@@ -245,9 +245,7 @@ class Run:
 
 def _settled(s: Settings) -> Settings:
     """One precision for the whole run: going on with it on another device must not mix two in one store."""
-    dtype = settled_dtype(
-        s.model or "", s.dtype, s.device, trust_remote_code=s.trust_remote_code, revision=s.revision
-    )
+    dtype = settled_dtype(s.model or "", s.dtype, s.device, trust_remote_code=s.trust_remote_code, revision=s.revision)
     return s.model_copy(update={"dtype": dtype})
 
 

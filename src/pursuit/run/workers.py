@@ -27,9 +27,7 @@ def fill_on(engine: Engine, run: RunFolder, settings: Settings) -> Fill:
     Its errors are those of `pursuit.gradients.extract.extract`, and a RunError when the workers do not stay alive.
     """
 
-    def fill(
-        encoded: EncodedPool, folder: Path, recipe: Recipe, provenance: Mapping[str, Any], describe: str
-    ) -> None:
+    def fill(encoded: EncodedPool, folder: Path, recipe: Recipe, provenance: Mapping[str, Any], describe: str) -> None:
         weights = [float(weight) for weight in Trajectory(run.warmup).weights()]
         maker = ShardMaker(
             _for_workers(settings), run.path.absolute(), encoded.folder.absolute(), folder.absolute(), recipe

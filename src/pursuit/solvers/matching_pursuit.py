@@ -236,9 +236,7 @@ def _choose(state: PursuitState, screen: Screen, shortlist: _Shortlist) -> _Choi
     return _Choice(state.snapshot(), atom, floor)
 
 
-def _first_failure(
-    screen: Screen, shortlist: _Shortlist, choices: list[_Choice], products: np.ndarray
-) -> int | None:
+def _first_failure(screen: Screen, shortlist: _Shortlist, choices: list[_Choice], products: np.ndarray) -> int | None:
     """The first choice that an atom outside of the shortlist may have deserved, if any."""
     outside = np.ones(screen.rows, bool)
     outside[shortlist.atoms] = False

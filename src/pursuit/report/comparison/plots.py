@@ -160,4 +160,3 @@ def cost(metric: MetricScores, methods: Sequence[str]) -> Figure | None:
         "data": traces,
         "layout": layout(380, across, axis(label(metric.unit or metric.name, 60)), hovermode="closest", **_legend()),
     }
-

@@ -1,0 +1,68 @@
+"""`python -m experiments.robustness`: does a choice hold for another score, model, optimizer, schedule or warm-up?"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from experiments.records import comparison_facts, counted_seconds, machine
+from experiments.robustness.studies import STUDIES, Folders, cells
+from experiments.robustness.table import write_table
+from pursuit.compare import compare
+from pursuit.files import write_json
+from pursuit.progress import say
+from pursuit.versions import versions
+
+app = App(name="experiments.robustness", help=__doc__)
+
+
+@app.default
+def main(
+    *, out: Path = Path("runs/robustness"), textgames: Path = Path("runs/textgames"), mixed: Path = Path("runs/mixed"),
+    results: Path = Path("experiments/results"), seeds: int = 3, studies: Sequence[str] = tuple(STUDIES),
+) -> None:  # fmt: skip
+    """Select, change one thing, train on every choice, score; write robustness-STUDY.json and .md.
+
+    Seed after seed, and the results are written after each. What stands in `out` is not done again.
+
+    Args:
+        out: Folder for trainings.
+        textgames: Folder of `experiments.textgames`, for its data, first model and gradients; made if it is not there.
+        mixed: Folder of `experiments.mixed`, likewise.
+        results: Folder for the small files that are kept.
+        seeds: Trainings of each choice.
+        studies: What is changed.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*rows follow the goal as closely.*")  # kept in the diagnostics
+    results.mkdir(parents=True, exist_ok=True)
+    counted = 0.0
+    for name in studies:
+        study = STUDIES[name](Folders(textgames, mixed))
+        text = ""
+        for count in range(1, seeds + 1):
+            goals: dict[str, dict[str, Any]] = {}
+            for goal, label, run, comparison in cells(study):
+                say(f"{name}, {count} of {seeds} seeds: {goal}, {label}")
+                compared = compare(run, replace(comparison, seeds=count), out / name)
+                goals.setdefault(goal, {})[label] = comparison_facts(compared)
+            now = time.process_time()
+            seconds, counted = counted_seconds(out / name / "cpu.json", now - counted), now
+            record = {
+                "study": name, "about": study.about, "machine": machine(), "versions": versions(),
+                "seeds": list(range(count)), "cpu_seconds": seconds, "goals": goals,
+            }  # fmt: skip
+            write_json(results / f"robustness-{name}.json", record)
+            text = write_table(record, results / f"robustness-{name}.md")
+        print(text)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,212 @@
+"""What is changed after the choice (or before it), and what is then compared.
+
+All choices are by pursuit's own gradients (`default` in experiments/gradients.py), of the two experiments' pools, whose
+folders have the data and the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.mixed.setting import TRAINING as MIXED_TRAINING
+from experiments.mixed.setting import mixed_data, mixed_run
+from experiments.robustness.gemma import fetch_gemma
+from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
+from experiments.textgames.setting import RUN, TRAINING, games_run, held_out
+from pursuit import Run
+from pursuit.compare import Comparison
+
+PLAYED_STEPS = 400
+TARGETED = ("gtp", "less", "rds", "random")
+IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "random")
+MIXED = ("gtp", "less", "tagcos(clusters=10)", "gtp(in_domain=true)", "random")
+Changes = dict[str, dict[str, Any]]
+GOALS = {"targeted": (TARGETED, TARGETS), "in-domain": (IN_DOMAIN, KINDS)}
+OPTIMIZERS = {"adafactor": 2e-3, "lion_32bit": 3e-4, "sgd": 0.3}  # and their learning rates
+WARMUPS: dict[str, dict[str, Any]] = {  # as in RUN, but for what is named: 4 and 16 times its steps
+    "64 steps": {"checkpoint_steps": [32, 64], "sample": 1024},
+    "256 steps": {"checkpoint_steps": [128, 256], "sample": 1024, "epochs": 4},
+}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Of the other experiments, whose data and gradients are used; made there where they are missing."""
+
+    textgames: Path
+    mixed: Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared with what.
+
+    Attributes:
+        about: the question, in words.
+        goals: title → label → the run that selects, and the comparison; the labels are the columns of a table.
+    """
+
+    about: str
+    goals: Mapping[str, Mapping[str, tuple[Run, Comparison]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Games:
+    """The text-game experiment's data and first model."""
+
+    out: Path
+    data: Path
+    model: Path
+
+    @classmethod
+    def made(cls, out: Path) -> Games:
+        """Skipped where they stand."""
+        data = make_data(out / "data", Sizes())
+        return cls(out, data, first_model(data, out / "first", Sizes().max_length))
+
+    def run(self, gradients: str = "default", **changed: Any) -> Run:
+        """Features by these gradients."""
+        return games_run(self.out, self.data, self.model, gradients, **changed)
+
+    def comparison(self, goal: str, **changed: Any) -> Comparison:
+        """As in that experiment at 5 %, but for what is named."""
+        methods, kinds = GOALS[goal]
+        usual: dict[str, Any] = {
+            "methods": methods, "budgets": ("5%",), "train": TRAINING, "metrics": ("loss", "exact"),
+            "evaluation": held_out(self.data, kinds),
+        }  # fmt: skip
+        return Comparison(**usual | changed)
+
+    def both_goals(self, run: Run, changes: Mapping[str, dict[str, Any]]) -> Mapping[str, Any]:
+        """Each change for each goal."""
+        return {
+            goal: {label: (run, self.comparison(goal, **changed)) for label, changed in changes.items()}
+            for goal in GOALS
+        }  # fmt: skip
+
+
+def models(folders: Folders) -> Study:
+    """Another architecture, tokenizer and first training."""
+    games = Games.made(folders.textgames)
+    other = first_model(
+        games.data, folders.textgames / "second", Sizes().max_length, replace(FIRST_TRAINING, seed=1),
+        seed=1, architecture="gpt_neox", vocabulary=512,
+    )  # fmt: skip
+    changes: Changes = {"the model that chose": {}, "a GPT-NeoX": {"train_model": str(other), "all_weights": True}}
+    return Study(
+        "What the Llama of the text games chose, trained by a GPT-NeoX of 1.4 million weights with a tokenizer of its "
+        "own, which had the same first training.", games.both_goals(games.run(), changes),
+    )  # fmt: skip
+
+
+def optimizers(folders: Folders) -> Study:
+    """Other optimizers."""
+    games = Games.made(folders.textgames)
+    changes = {"adamw": {}} | {
+        name: {"train": replace(TRAINING, optimizer=name, learning_rate=rate)} for name, rate in OPTIMIZERS.items()
+    }
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in OPTIMIZERS.items())
+    return Study(
+        f"Text games: selected by Adam's steps, trained by other optimizers (peak learning rates: {rates}).",
+        games.both_goals(games.run(), changes),
+    )  # fmt: skip
+
+
+def schedules(folders: Folders) -> Study:
+    """Other learning-rate schedules."""
+    games = Games.made(folders.textgames)
+    changes = {name: {"train": replace(TRAINING, schedule=name)} for name in ("linear", "cosine", "constant")}
+    return Study("Text games: trained by other schedules.", games.both_goals(games.run(), changes))
+
+
+def warmups(folders: Folders) -> Study:
+    """Longer warm-ups, with Adam's steps and with plain gradients."""
+    games = Games.made(folders.textgames)
+    changes: Changes = {"16 steps": {}} | {
+        name: {"warmup": RUN["warmup"] | changed} for name, changed in WARMUPS.items()
+    }
+    runs = {
+        f"{'plain' if gradients == 'sgd' else 'adam'}, {name}": games.run(gradients, **changed)
+        for name, changed in changes.items()
+        for gradients in ("default", "sgd")
+    }
+    return Study(
+        "Text games: gradients at checkpoints of longer warm-ups. The trainings all begin with the first model.",
+        {goal: {label: (run, games.comparison(goal)) for label, run in runs.items()} for goal in GOALS},
+    )
+
+
+def budgets(folders: Folders) -> Study:
+    """From half a percent to a fifth."""
+    games = Games.made(folders.textgames)
+    run = games.run()
+    shares = ("0.5%", "1%", "2%", "5%", "10%", "20%")
+    chosen = {"targeted": ("gtp", "rds", "random"), "in-domain": IN_DOMAIN}
+    return Study(
+        "Text games: rising budgets.",
+        {
+            goal: {share: (run, games.comparison(goal, methods=methods, budgets=(share,))) for share in shares}
+            for goal, methods in chosen.items()
+        },
+    )
+
+
+def played(folders: Folders) -> Study:
+    """Games that no model has seen, played to their end."""
+    games = Games.made(folders.textgames)
+    run, train = games.run(), replace(TRAINING, max_steps=PLAYED_STEPS)
+    return Study(
+        f"Text games: trained for {PLAYED_STEPS} steps instead of {TRAINING.max_steps}, then ten unseen games of each "
+        "kind are played; *success* is the share that is won, *loss* and *exact* are of their first steps.",
+        {
+            goal: {"played": (run, games.comparison(
+                goal, train=train, evaluation=held_out(games.data, GOALS[goal][1], "games"),
+                players=("experiments.pools.textgames:success",),
+            ))} for goal in GOALS
+        },
+    )  # fmt: skip
+
+
+def mixed_exact(folders: Folders) -> Study:
+    """Exact answers instead of loss."""
+    data = mixed_data(folders.mixed)
+    runs = {name: mixed_run(folders.mixed, data, gradients) for name, gradients in KINDS_OF_GRADIENTS.items()}
+    compared = Comparison(
+        methods=MIXED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
+        metrics=("loss", "exact"),
+    )  # fmt: skip
+    return Study(
+        "Mixed pool: pursuit's own gradients and plain ones, with exact answers.",
+        {"ten families": {name: (run, compared) for name, run in runs.items()}},
+    )
+
+
+def mixed_models(folders: Folders) -> Study:
+    """SmolLM2 chooses, Gemma 3 is trained."""
+    data = mixed_data(folders.mixed)
+    run = mixed_run(folders.mixed, data, "default")
+    compared = Comparison(
+        methods=MIXED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
+        train_model=str(fetch_gemma()), train_template="chatml",
+    )  # fmt: skip
+    return Study(
+        "Mixed pool: what SmolLM2-135M-Instruct chose, trained by Gemma 3 270M, a base model (LoRA of the same rank on "
+        "all its attention projections).", {"ten families": {"Gemma 3": (run, compared)}},
+    )  # fmt: skip
+
+
+KINDS_OF_GRADIENTS = {"adam": "default", "plain": "sgd"}
+STUDIES: dict[str, Callable[[Folders], Study]] = {
+    "models": models, "optimizers": optimizers, "schedules": schedules, "warmups": warmups, "budgets": budgets,
+    "played": played, "mixed-exact": mixed_exact, "mixed-models": mixed_models,
+}  # fmt: skip
+
+
+def cells(study: Study) -> Iterator[tuple[str, str, Run, Comparison]]:
+    """Goal, label, run, comparison."""
+    for goal, columns in study.goals.items():
+        for label, (run, comparison) in columns.items():
+            yield goal, label, run, comparison

@@ -1,0 +1,58 @@
+"""The results of one study as a short page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.records import Record, columns_table, score_table
+from pursuit.files import write_text
+
+EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
+
+
+def write_table(record: Record, path: Path) -> str:
+    """Write the page; the text of it."""
+    name = record["study"]
+    parts = [f"# Does the choice hold: {name}", _about(record), "## Expected", _of(name, EXPECTED)]
+    if FOUND.exists():
+        parts += ["## Found", _of(name, FOUND)]
+    for goal, columns in record["goals"].items():
+        parts += [f"## {goal[0].upper()}{goal[1:]}", f"Held out: {next(iter(columns.values()))['evaluation']}."]
+        parts += list(_scores(columns))
+        failed = [pair for comparison in columns.values() for pair in comparison["failed"]]
+        parts += [f"Failed: {name}: {why}" for name, why in failed]
+    text = "\n\n".join(parts) + "\n"
+    write_text(path, text)
+    return text
+
+
+def _scores(columns: Record) -> Iterator[str]:
+    for metric in next(iter(columns.values()))["metrics"]:
+        if len(columns) == 1:
+            yield from (score_table(metric, one["metrics"][metric]) for one in columns.values())
+        else:
+            yield columns_table(metric, columns)
+            yield columns_table(metric, columns, to_random=True)
+
+
+def _of(study: str, path: Path) -> str:
+    """The part of a text that stands under the study's name."""
+    return path.read_text(encoding="utf-8").partition(f"# {study}\n")[2].partition("\n# ")[0].strip()
+
+
+def _about(record: Record) -> str:
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        f"Made by `python -m experiments.robustness --studies {record['study']}`; all numbers are in "
+        f"`robustness-{record['study']}.json`. A small CPU setting, not the papers' scale.\n\n"
+        f"- {record['about']}\n"
+        "- What is not named is as in [textgames.md](textgames.md) or [mixed.md](mixed.md), 5 % of the pool; gradients "
+        "are pursuit's own (Adam's steps without momentum; the target's alike for GTP).\n"
+        f"- Seeds {', '.join(map(str, record['seeds']))}. ±: 95 %, Student's t over seeds. To random: difference at "
+        "the same budget, paired by seed.\n"
+        f"- {record['cpu_seconds'] / 60:.0f} CPU minutes (more if it was killed on the way), Java's not counted; "
+        f"{machine['processor']}, {machine['cores']} cores shared with other work, {machine['threads']} thread; "
+        f"{versions}."
+    )
