@@ -105,7 +105,7 @@ def models(folders: Folders) -> Study:
 def optimizers(folders: Folders) -> Study:
     """Other optimizers."""
     games = Games.made(folders.textgames)
-    changes = {"adamw": {}} | {
+    changes: Changes = {"adamw": {}} | {
         name: {"train": replace(TRAINING, optimizer=name, learning_rate=rate)} for name, rate in OPTIMIZERS.items()
     }
     rates = ", ".join(f"{name} {rate:g}" for name, rate in OPTIMIZERS.items())
