@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "signs": {"momentum": False, "target_preconditioner": "auto", "dtype": "bits"},
 }
 ALIKE = {"default": "no-momentum", "no-momentum-both": "no-momentum"}  # only the target's rows differ
+
+
+def features_by(gradients: str, features: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's settings of features, by these gradients; "" are the published ones.
+
+    Raises:
+        SystemExit: there are no such gradients.
+    """
+    if gradients and gradients not in OTHER_GRADIENTS:
+        raise SystemExit(f"{gradients}: no such gradients; there are {', '.join(OTHER_GRADIENTS)}.")
+    return {**features, **PUBLISHED, **OTHER_GRADIENTS.get(gradients, {})}
 
 
 def run_folder(out: Path, gradients: str) -> Path:

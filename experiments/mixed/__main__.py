@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from experiments.gradients import features_by
 from experiments.mixed.setting import FAMILIES, RUN, TRAINING, mixed_data, mixed_run
 from experiments.mixed.table import write_table
 from experiments.records import comparison_facts, counted_seconds, machine
@@ -28,16 +30,13 @@ app = App(name="experiments.mixed", help=__doc__)
 TARGETED = ("gtp", "less")
 MAIN = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")
 OTHERS = ("stratified", "kcenter", "craig", "omp(in_domain=true)", "longest", "perplexity", "gradnorm")
-METHODS = {  # one after the other, so that a run that is stopped has the first ones whole
-    "main": MAIN, "main, no-momentum": MAIN, "main, sgd": MAIN, "main, no-momentum-both": TARGETED,
-    "all": MAIN + OTHERS, "main, less": MAIN,
-}  # fmt: skip
+ONLY_TARGET = ("no-momentum-both",)  # what differs in the target's rows alone
 
 
 @app.default
 def main(
     *, out: Path = Path("runs/mixed"), results: Path = Path("experiments/results"), seeds: int = 3,
-    long: Annotated[bool, Parameter(negative="")] = False,
+    long: Annotated[bool, Parameter(negative="")] = False, gradients: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Make the data, take gradients, select, train on every choice, score; write mixed.json and mixed.md.
 
@@ -49,18 +48,20 @@ def main(
         results: Folder for the small files that are kept.
         seeds: Trainings of each choice.
         long: Train on all rows once more, for as long as selecting and training on the choice take together.
+        gradients: Select, train and score by other gradients too, named in experiments/gradients.py.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     data = mixed_data(out)
     runs: dict[str, Run] = {}
     found: dict[str, Any] = {}
     counted = 0.0
-    for (name, methods), count in product(METHODS.items(), range(1, seeds + 1)):
+    wanted = [("main", "", MAIN), *((f"main, {kind}", kind, _methods(kind)) for kind in gradients)]
+    wanted.append(("all", "", MAIN + OTHERS))  # one after the other: a run that is stopped has the first ones whole
+    for (name, kind, methods), count in product(wanted, range(1, seeds + 1)):
         say(f"{name}, {count} of {seeds} seeds: {', '.join(methods)}")
-        gradients = name.partition(", ")[2]
-        if gradients not in runs:
-            runs[gradients] = mixed_run(out, data, gradients)
-        source = runs[gradients]
+        if kind not in runs:
+            runs[kind] = mixed_run(out, data, kind)
+        source = runs[kind]
         found[name] = _compared(source, data, out, methods=methods, budgets=("5%",), seeds=count, train=TRAINING)
         if long and name == "main" and count == seeds:
             found["paid"] = _paid(source, data, out)
@@ -69,10 +70,15 @@ def main(
         print(_publish(runs, data, found, seconds, results))
 
 
+def _methods(gradients: str) -> tuple[str, ...]:
+    return TARGETED if gradients in ONLY_TARGET else MAIN
+
+
 def _publish(runs: dict[str, Run], data: Path, found: dict[str, Any], seconds: float, results: Path) -> str:
     record = {
         "machine": machine(), "versions": versions(), "cpu_seconds": seconds, "data": read_json(data / "about.json"),
-        "pool_sha256": sha256_file(data / "pool.jsonl"), "run": RUN, "training": asdict(TRAINING), **found,
+        "pool_sha256": sha256_file(data / "pool.jsonl"),
+        "run": RUN | {"features": features_by("", RUN["features"])}, "training": asdict(TRAINING), **found,
         "chosen": [{**fact, "gradients": name} for name, run in runs.items() for fact in _chosen(run, name == "")],
     }  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from demo.fetch import fetch_model
 
-from experiments.gradients import OTHER_GRADIENTS, PUBLISHED, run_folder
+from experiments.gradients import features_by, run_folder
 from experiments.pools.mixed import make_mixed
 from pursuit import Run
 from pursuit.finetune import FineTune
@@ -27,7 +27,7 @@ RUN: dict[str, Any] = {
     "lora": {"rank": 16, "alpha": 64, "targets": LAYERS},
     "warmup": {"checkpoint_steps": [6, 12], "epochs": 1, "sample": 96, "learning_rate": 1e-3, "batch_size": 8,
                "warmup_ratio": 0.1, "micro_batch_tokens": 512},
-    "features": {"dimension": 8192, "dtype": "float32", "batch_tokens": 512, "shard_rows": 64, **PUBLISHED},
+    "features": {"dimension": 8192, "dtype": "float32", "batch_tokens": 512, "shard_rows": 64},
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def mixed_data(out: Path) -> Path:
 
 def mixed_run(out: Path, data: Path, gradients: str) -> Run:
     """The pool's features by these gradients (experiments/gradients.py), the published ones where none is named."""
-    features = RUN["features"] | OTHER_GRADIENTS.get(gradients, {})
+    features = features_by(gradients, RUN["features"])
     return Run(
         run_folder(out, gradients), **{**RUN, "features": features}, model=str(fetch_model()),
         pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl"),

@@ -70,6 +70,7 @@ class State:
     done: list[tuple[str, str]] = field(default_factory=list)  # (action, what was seen after it)
     won: bool = False
     lost: bool = False
+    score: float = 0.0  # the game's own, of at most 1
 
     def prompt(self) -> str:
         """What the model is asked."""
@@ -115,6 +116,7 @@ class Games:
             state.done.append((action, observation))
             state.look, state.inventory = seen["look"] or observation, seen["inventory"]
             state.won, state.lost = bool(seen["tasksuccess"]), bool(seen["taskfailure"])
+            state.score = float(seen["score"])
             yield state
 
     def after(self, game: Game, actions: Sequence[str]) -> State:
@@ -173,33 +175,40 @@ def make_textgames(out: Path, kinds: Sequence[str], train_games: int, eval_games
 def success(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """A player for `pursuit evaluate --player experiments.pools.textgames:success --eval games.jsonl`.
 
-    All games are played at once, an action of each at a time. A game counts 1 when it is won within its steps.
-
     Args:
         respond: the model.
         rows: first steps of games, as in games.jsonl.
 
     Returns:
-        1 or 0 for each row.
+        1 for each row whose game is won within its steps, 0 for the others.
     """
+    return [float(state.won) for state in _played(respond, rows)]
+
+
+def score(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """As `success`, but the games' own scores, which credit parts of a task: a share of what can be had, at least 0."""
+    return [max(state.score, 0.0) for state in _played(respond, rows)]
+
+
+def _played(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[State]:
+    """How each row's game ended. All are played at once, an action of each at a time."""
     about = [row["metadata"]["game"] for row in rows]
     asked = [Game(game["kind"], game["fold"], game["seed"], tuple(game["gold"])) for game in about]
     actions: list[list[str]] = [[] for _ in rows]
-    won = [0.0] * len(rows)
+    ended: dict[int, State] = {}
     playing = list(range(len(rows)))
     with open_games() as games, progress("games played", len(rows), "games") as advance:
         while playing:
             # one process holds one game; repeating the actions of the others is far cheaper than a reply
             states = {row: games.after(asked[row], actions[row]) for row in playing}
-            over = [row for row in playing if _over(states[row], asked[row])]
-            for row in over:
-                won[row] = float(states[row].won)
+            over = {row: states[row] for row in playing if _over(states[row], asked[row])}
+            ended |= over
             advance(len(over))
             playing = [row for row in playing if row not in over]
             replies = respond([[{"role": "user", "content": states[row].prompt()}] for row in playing])
             for row, reply in zip(playing, replies, strict=True):
                 actions[row].append(reply.strip().split("\n")[0])
-    return won
+    return [ended[row] for row in range(len(rows))]
 
 
 def _over(state: State, game: Game) -> bool:

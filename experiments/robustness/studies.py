@@ -19,7 +19,7 @@ from experiments.textgames.setting import RUN, TRAINING, games_run, held_out
 from pursuit import Run
 from pursuit.compare import Comparison
 
-PLAYED_STEPS = 400
+PLAYED_STEPS = 200
 TARGETED = ("gtp", "less", "rds", "random")
 IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "random")
 MIXED = ("gtp", "less", "tagcos(clusters=10)", "gtp(in_domain=true)", "random")
@@ -160,11 +160,12 @@ def played(folders: Folders) -> Study:
     run, train = games.run(), replace(TRAINING, max_steps=PLAYED_STEPS)
     return Study(
         f"Text games: trained for {PLAYED_STEPS} steps instead of {TRAINING.max_steps}, then ten unseen games of each "
-        "kind are played; *success* is the share that is won, *loss* and *exact* are of their first steps.",
+        "kind are played; *success* is the share that is won, *score* the mean of the games' own scores (shares of a "
+        "task), *loss* and *exact* are of their first steps.",
         {
             goal: {"played": (run, games.comparison(
                 goal, train=train, evaluation=held_out(games.data, GOALS[goal][1], "games"),
-                players=("experiments.pools.textgames:success",),
+                players=("experiments.pools.textgames:success", "experiments.pools.textgames:score"),
             ))} for goal in GOALS
         },
     )  # fmt: skip

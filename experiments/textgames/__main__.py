@@ -13,6 +13,7 @@ from typing import Any
 
 from cyclopts import App
 
+from experiments.gradients import features_by
 from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
 from experiments.textgames.facts import chosen_facts
@@ -102,7 +103,8 @@ def _record(runs: dict[str, Run], found: dict[str, Any], seeds: int, data: Path,
         "machine": machine(), "versions": versions(), "seeds": list(range(seeds)),
         "cpu_seconds": seconds, "data": read_json(data / "about.json"),
         "pool_sha256": sha256_file(data / "pool.jsonl"), "kinds": list(KINDS), "targets": list(TARGETS),
-        "first_training": asdict(FIRST_TRAINING), "training": asdict(TRAINING), "run": RUN,
+        "first_training": asdict(FIRST_TRAINING), "training": asdict(TRAINING),
+        "run": RUN | {"features": features_by("", RUN["features"])},
         "stage_seconds": read_json(run.folder.path / "timings.json"), "comparisons": found,
         "chosen": [fact for gradients, one in runs.items() for fact in chosen_facts(one, data, gradients)],
     }  # fmt: skip

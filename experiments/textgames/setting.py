@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.gradients import OTHER_GRADIENTS, PUBLISHED, run_folder
+from experiments.gradients import features_by, run_folder
 from experiments.textgames.data import TARGETS
 from pursuit import Run
 from pursuit.files import fingerprint
@@ -19,7 +19,7 @@ RUN: dict[str, Any] = {
     "weights": ["*"], "max_length": 512, "device": "cpu", "dtype": "float32",
     "warmup": {"checkpoint_steps": [8, 16], "epochs": 1, "sample": 256, "learning_rate": 2e-3, "batch_size": 16,
                "micro_batch_tokens": 1024},
-    "features": {"dimension": 2048, "batch_tokens": 1024, **PUBLISHED},
+    "features": {"dimension": 2048, "batch_tokens": 1024},
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def games_run(out: Path, data: Path, model: Path, gradients: str = "", **changed
     `changed`: settings that another run has, which stands in a folder of its own.
     """
     targets = [f"{kind}={data / f'target-{kind}.jsonl'}" for kind in TARGETS]
-    features = RUN["features"] | OTHER_GRADIENTS.get(gradients, {})
+    features = features_by(gradients, RUN["features"])
     settings = {**RUN, "features": features, **changed}
     folder = out / f"run-{gradients}-{fingerprint([changed])[:8]}" if changed else run_folder(out, gradients)
     return Run(
