@@ -22,14 +22,12 @@ from pursuit.compare import Comparison
 PLAYED_STEPS = 200
 TARGETED = ("gtp", "less", "rds", "random")
 IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "random")
-MIXED = ("gtp", "less", "tagcos(clusters=10)", "gtp(in_domain=true)", "random")
+MIXED = ("gtp", "less", "tagcos(clusters=10)", "random")
 Changes = dict[str, dict[str, Any]]
 GOALS = {"targeted": (TARGETED, TARGETS), "in-domain": (IN_DOMAIN, KINDS)}
 OPTIMIZERS = {"adafactor": 2e-3, "lion_32bit": 3e-4, "sgd": 0.3}  # and their learning rates
-WARMUPS: dict[str, dict[str, Any]] = {  # as in RUN, but for what is named: 4 and 16 times its steps
-    "64 steps": {"checkpoint_steps": [32, 64], "sample": 1024},
-    "256 steps": {"checkpoint_steps": [128, 256], "sample": 1024, "epochs": 4},
-}
+LONGER: dict[str, Any] = {"checkpoint_steps": [128, 256], "sample": 1024, "epochs": 4}  # 16 times the warm-up's steps
+PLAYERS = ("experiments.pools.textgames:success", "experiments.pools.textgames:score")
 
 
 @dataclass(frozen=True)
@@ -80,12 +78,9 @@ class Games:
         }  # fmt: skip
         return Comparison(**usual | changed)
 
-    def both_goals(self, run: Run, changes: Mapping[str, dict[str, Any]]) -> Mapping[str, Any]:
-        """Each change for each goal."""
-        return {
-            goal: {label: (run, self.comparison(goal, **changed)) for label, changed in changes.items()}
-            for goal in GOALS
-        }  # fmt: skip
+    def changed(self, goal: str, changes: Changes) -> dict[str, tuple[Run, Comparison]]:
+        """The same choices, compared in each of these ways."""
+        return {label: (self.run(), self.comparison(goal, **changed)) for label, changed in changes.items()}
 
 
 def models(folders: Folders) -> Study:
@@ -98,7 +93,7 @@ def models(folders: Folders) -> Study:
     changes: Changes = {"the model that chose": {}, "a GPT-NeoX": {"train_model": str(other), "all_weights": True}}
     return Study(
         "What the Llama of the text games chose, trained by a GPT-NeoX of 1.4 million weights with a tokenizer of its "
-        "own, which had the same first training.", games.both_goals(games.run(), changes),
+        "own, which had the same first training.", {goal: games.changed(goal, changes) for goal in GOALS},
     )  # fmt: skip
 
 
@@ -111,30 +106,28 @@ def optimizers(folders: Folders) -> Study:
     rates = ", ".join(f"{name} {rate:g}" for name, rate in OPTIMIZERS.items())
     return Study(
         f"Text games: selected by Adam's steps, trained by other optimizers (peak learning rates: {rates}).",
-        games.both_goals(games.run(), changes),
-    )  # fmt: skip
+        {"targeted": games.changed("targeted", changes)},
+    )
 
 
 def schedules(folders: Folders) -> Study:
-    """Other learning-rate schedules."""
+    """Another learning-rate schedule."""
     games = Games.made(folders.textgames)
-    changes = {name: {"train": replace(TRAINING, schedule=name)} for name in ("linear", "cosine", "constant")}
-    return Study("Text games: trained by other schedules.", games.both_goals(games.run(), changes))
+    changes: Changes = {name: {"train": replace(TRAINING, schedule=name)} for name in ("linear", "constant")}
+    return Study("Text games: trained at a constant rate.", {"targeted": games.changed("targeted", changes)})
 
 
 def warmups(folders: Folders) -> Study:
-    """Longer warm-ups, with Adam's steps and with plain gradients."""
+    """A longer warm-up, with Adam's steps and with plain gradients."""
     games = Games.made(folders.textgames)
-    changes: Changes = {"16 steps": {}} | {
-        name: {"warmup": RUN["warmup"] | changed} for name, changed in WARMUPS.items()
-    }
+    changes: Changes = {"16 steps": {}, "256 steps": {"warmup": RUN["warmup"] | LONGER}}
     runs = {
         f"{'plain' if gradients == 'sgd' else 'adam'}, {name}": games.run(gradients, **changed)
         for name, changed in changes.items()
         for gradients in ("default", "sgd")
     }
     return Study(
-        "Text games: gradients at checkpoints of longer warm-ups. The trainings all begin with the first model.",
+        "Text games: gradients at checkpoints of a longer warm-up. The trainings all begin with the first model.",
         {goal: {label: (run, games.comparison(goal)) for label, run in runs.items()} for goal in GOALS},
     )
 
@@ -142,47 +135,37 @@ def warmups(folders: Folders) -> Study:
 def budgets(folders: Folders) -> Study:
     """From half a percent to a fifth."""
     games = Games.made(folders.textgames)
-    run = games.run()
-    shares = ("0.5%", "1%", "2%", "5%", "10%", "20%")
-    chosen = {"targeted": ("gtp", "rds", "random"), "in-domain": IN_DOMAIN}
-    return Study(
-        "Text games: rising budgets.",
-        {
-            goal: {share: (run, games.comparison(goal, methods=methods, budgets=(share,))) for share in shares}
-            for goal, methods in chosen.items()
-        },
-    )
+    chosen = {"targeted": ("gtp", "rds", "random"), "in-domain": ("tagcos(clusters=20)", "random")}
+    goals = {}
+    for goal, methods in chosen.items():
+        changes = {share: {"methods": methods, "budgets": (share,)} for share in ("0.5%", "1%", "2%", "5%", "20%")}
+        goals[goal] = games.changed(goal, changes)
+    return Study("Text games: rising budgets.", goals)
 
 
 def played(folders: Folders) -> Study:
     """Games that no model has seen, played to their end."""
     games = Games.made(folders.textgames)
-    run, train = games.run(), replace(TRAINING, max_steps=PLAYED_STEPS)
+    change = {
+        "train": replace(TRAINING, max_steps=PLAYED_STEPS), "methods": ("gtp", "less", "random"), "players": PLAYERS,
+        "evaluation": held_out(games.data, TARGETS, "games"),
+    }  # fmt: skip
     return Study(
         f"Text games: trained for {PLAYED_STEPS} steps instead of {TRAINING.max_steps}, then ten unseen games of each "
         "kind are played; *success* is the share that is won, *score* the mean of the games' own scores (shares of a "
-        "task), *loss* and *exact* are of their first steps.",
-        {
-            goal: {"played": (run, games.comparison(
-                goal, train=train, evaluation=held_out(games.data, GOALS[goal][1], "games"),
-                players=("experiments.pools.textgames:success", "experiments.pools.textgames:score"),
-            ))} for goal in GOALS
-        },
+        "task), *loss* and *exact* are of their first steps.", {"targeted": games.changed("targeted", {"": change})},
     )  # fmt: skip
 
 
 def mixed_exact(folders: Folders) -> Study:
     """Exact answers instead of loss."""
     data = mixed_data(folders.mixed)
-    runs = {name: mixed_run(folders.mixed, data, gradients) for name, gradients in KINDS_OF_GRADIENTS.items()}
+    run = mixed_run(folders.mixed, data, "default")
     compared = Comparison(
         methods=MIXED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
         metrics=("loss", "exact"),
     )  # fmt: skip
-    return Study(
-        "Mixed pool: pursuit's own gradients and plain ones, with exact answers.",
-        {"ten families": {name: (run, compared) for name, run in runs.items()}},
-    )
+    return Study("Mixed pool, with exact answers.", {"ten families": {"": (run, compared)}})
 
 
 def mixed_models(folders: Folders) -> Study:
@@ -195,11 +178,10 @@ def mixed_models(folders: Folders) -> Study:
     )  # fmt: skip
     return Study(
         "Mixed pool: what SmolLM2-135M-Instruct chose, trained by Gemma 3 270M, a base model (LoRA of the same rank on "
-        "all its attention projections).", {"ten families": {"Gemma 3": (run, compared)}},
+        "all its attention projections).", {"ten families": {"": (run, compared)}},
     )  # fmt: skip
 
 
-KINDS_OF_GRADIENTS = {"adam": "default", "plain": "sgd"}
 STUDIES: dict[str, Callable[[Folders], Study]] = {
     "models": models, "optimizers": optimizers, "schedules": schedules, "warmups": warmups, "budgets": budgets,
     "played": played, "mixed-exact": mixed_exact, "mixed-models": mixed_models,
