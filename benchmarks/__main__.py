@@ -4,6 +4,7 @@
     python -m benchmarks run --peers                      # beside other libraries, installed at first use
     python -m benchmarks run --peers bergson --sides 16 --rounds 5
     python -m benchmarks run --peers --model FOLDER --pool FILE    # also rows as long as those of a pool
+    python -m benchmarks run --peers --lora 8 128 --sides 16       # the gradients of a LoRA
     python -m benchmarks run --parts extraction --model FOLDER
 
 Other parts are commands of their own: benchmarks.kernels, .factors, .solvers, .gtp, .scale, .memory, .codecs, .online,
@@ -34,6 +35,7 @@ def main() -> None:
     names = ", ".join(beside.OTHERS)
     run.add_argument("--peers", nargs="*", default=None, metavar="PEER", help=f"{names}; all of them if none is named")
     run.add_argument("--sides", type=int, nargs="+", default=[16, 64], help="numbers a side of a matrix")
+    run.add_argument("--lora", type=int, nargs="+", default=[0], help="ranks of a LoRA; 0: the model's own weights")
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--rows", type=int, default=64)
     extraction.add_arguments(run)
@@ -46,8 +48,9 @@ def main() -> None:
             lengths: list[Path | None] = [None]
             if arguments.pool and arguments.model:
                 lengths.append(beside.pool_lengths(arguments.pool, arguments.model, arguments.rows, Path(folder)))
-            for side, sizes in product(arguments.sides, lengths):
-                beside.compare(arguments.peers or [], side, arguments.rows, arguments.rounds, sizes)
+            for rank, side, sizes in product(arguments.lora, arguments.sides, lengths):
+                work = beside.Work(side, arguments.rows, rank, sizes)
+                beside.compare(arguments.peers or [], work, arguments.rounds)
     if "extraction" in arguments.parts:
         extraction.run(arguments)
 

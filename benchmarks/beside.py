@@ -7,12 +7,13 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.common import LONGEST
+from benchmarks.peers.common import COMPARED, LONGEST
 from benchmarks.peers.install import PEERS, InstallError, python_of, version_of
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.models.loading import load_tokenizer
@@ -22,6 +23,38 @@ SCRIPTS = Path(__file__).parent / "peers"
 FLOOR, OURS = "forward + backward, frozen", "pursuit"
 SLOW = ("trak", "less' own way")  # once is enough
 OTHERS = ("bergson", "dattri-llm", "logix", "trak", "less' own way")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What everything is given to do.
+
+    Attributes:
+        side: numbers a side of a matrix.
+        rank: of a LoRA whose gradients are wanted; 0 for those of the model's own matrices.
+        lengths: file of the rows' lengths; rows of 128 tokens without.
+    """
+
+    side: int
+    rows: int
+    rank: int = 0
+    lengths: Path | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """As every script takes them, but for rows and side."""
+        return ["--lora", str(self.rank), *(["--lengths", str(self.lengths)] if self.lengths else [])]
+
+    def __str__(self) -> str:
+        lora = f", LoRA r={self.rank}" if self.rank else ""
+        what = f"{self.rows} rows of 128 tokens, batches of 16"
+        if self.lengths:
+            sizes = np.array(json.loads(self.lengths.read_text()))
+            what = (
+                f"{self.rows} rows as long as a pool's ({sizes[:, 0].min()} to {sizes[:, 0].max()} tokens, mean "
+                f"{sizes[:, 0].mean():.0f}, {1 - sizes[:, 1].sum() / sizes[:, 0].sum():.0%} learnt)"
+            )
+        return f"small Llama{lora}, {self.side}×{self.side} a matrix, {what}"
 
 
 def commands(peers: list[str], side: int) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -69,11 +102,11 @@ def pool_lengths(pool: str, model: str, count: int, folder: Path) -> Path:
     return path
 
 
-def compare(peers: list[str], side: int, rows: int, rounds: int, lengths: Path | None = None) -> None:
-    """Print the table of one width; rows of 128 tokens without `lengths`."""
-    ways, versions = commands(peers, side)
-    options = ["--rows", str(rows), *(["--lengths", str(lengths)] if lengths else [])]
-    exact = once([sys.executable, "ours.py", "--side", "0"], ["--rows", "24", *options[2:]])
+def compare(peers: list[str], work: Work, rounds: int) -> None:
+    """Print the table of one kind of work."""
+    ways, versions = commands(peers, work.side)
+    options = ["--rows", str(work.rows), *work.options]
+    exact = once([sys.executable, "ours.py", "--side", "0"], ["--rows", str(COMPARED), *work.options])
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name, command in list(ways.items()):
@@ -85,12 +118,7 @@ def compare(peers: list[str], side: int, rows: int, rounds: int, lengths: Path |
                 del ways[name], found[name]
             else:
                 found[name].append(answer)
-    what = f"{rows} rows of 128 tokens, batches of 16"
-    if lengths:
-        sizes = np.array(json.loads(lengths.read_text()))
-        what = (f"{rows} rows as long as a pool's ({sizes[:, 0].min()} to {sizes[:, 0].max()} tokens, mean "
-                f"{sizes[:, 0].mean():.0f}, {1 - sizes[:, 1].sum() / sizes[:, 0].sum():.0%} learnt)")  # fmt: skip
-    print(f"\nsmall Llama, {side}×{side} a matrix, {what}, {rounds} rounds in turn")
+    print(f"\n{work}, {rounds} rounds in turn")
     print(f"{'':28} rows/CPU-s (range)     × frozen pass   pursuit is   added MB   bytes/row   cosines'")
     print(f"{'':28}                                         × faster                          agreement")
     for name, answers in found.items():

@@ -5,13 +5,14 @@ and the figure for 8192 is 16 times as slow or more.
 """
 
 import torch
-from common import Row, answer, collate, losses, make_rows, parse, small_llama
+from common import Row, answer, collate, losses, make_rows, matrices, parse, small_llama
 
 DIMENSION, ROWS, BLOCK = 512, 1, 2048
 asked = parse()
-model = small_llama(asked.attention)
-for name, parameter in model.named_parameters():
-    parameter.requires_grad_("proj" in name)
+model = small_llama(asked.attention, asked.lora)
+model.requires_grad_(False)
+for name in matrices(model):
+    model.get_submodule(name).requires_grad_(True)
 weights = [p for p in model.parameters() if p.requires_grad]
 
 

@@ -1,8 +1,9 @@
 """The work that is given to every library alike, and the line that each answers with. Imports nothing of pursuit.
 
 A small Llama of random weights, rows of random tokens, the gradient of each row's own mean loss over the tokens that it
-learns by the 28 weight matrices of attention and MLP, projected to `side` × `side` numbers each. Rows are 128 tokens
-long and learn all of them, or have the lengths and the share of answer of a real pool's rows.
+learns by the 28 weight matrices of attention and MLP, or by the 56 of a LoRA on these, projected to `side` × `side`
+numbers a matrix. Rows are 128 tokens long and learn all of them, or have the lengths and the share of answer of a real
+pool's rows.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class Row:
 
 
 def parse() -> argparse.Namespace:
-    """Rows, side, batch (rows at once), lengths, threads, from the command line; the threads are set."""
+    """Rows, side, batch (rows at once), LoRA's rank, lengths, threads, from the command line; the threads are set."""
     parser = argparse.ArgumentParser()
-    for name, default in (("rows", 64), ("side", 16), ("batch", 16), ("threads", 1)):
+    for name, default in (("rows", 64), ("side", 16), ("batch", 16), ("lora", 0), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--lengths", help="JSON file: [tokens, place of the first that is learnt] of each row")
@@ -47,16 +48,40 @@ def parse() -> argparse.Namespace:
     return found
 
 
-def small_llama(attention: str = "sdpa") -> Any:
-    """The same bits in every environment."""
+class LowRank(nn.Module):
+    """A linear layer with a LoRA of random weights, so that both of its matrices have gradients."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, changed."""
+        return self.base(x) + self.lora_B(self.lora_A(x))
+
+
+def small_llama(attention: str = "sdpa", rank: int = 0) -> Any:
+    """The same bits in every environment; with a LoRA of that rank, if any."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
+    model = LlamaForCausalLM(LlamaConfig(
         hidden_size=256, num_hidden_layers=4, intermediate_size=688, num_attention_heads=8, num_key_value_heads=8,
         vocab_size=VOCABULARY, max_position_embeddings=LONGEST, tie_word_embeddings=False, use_cache=False,
         attn_implementation=attention,
     )).eval()  # fmt: skip
+    for name in matrices(model) if rank else ():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, LowRank(model.get_submodule(name), rank))
+    return model
+
+
+def matrices(model: nn.Module) -> list[str]:
+    """Names of the linear layers whose gradients are wanted: the LoRA's, or those of attention and MLP."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if "lora_" in name] or [name for name in linear if "proj" in name]
 
 
 def make_rows(asked: argparse.Namespace) -> list[Row]:

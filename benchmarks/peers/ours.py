@@ -1,19 +1,23 @@
 """pursuit: features as extraction makes them, of unit length, float16. `--side 0`: all coordinates, for comparison."""
 
 import torch
-from common import TOKENS, Row, answer, make_rows, parse, small_llama
+from common import TOKENS, Row, answer, make_rows, matrices, parse, small_llama
 
 from benchmarks.rows import KnownRows
 from pursuit.batches import plan_batches
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
-from pursuit.recipes import Recipe
+from pursuit.recipes import ProjectionKind, Recipe
 
 asked = parse()
-model = small_llama(asked.attention)
-for name, parameter in model.named_parameters():
-    parameter.requires_grad_("proj" in name)
-recipe = Recipe(projection="factored" if asked.side else "none", dimension=28 * asked.side**2, preconditioner="sgd")
+model = small_llama(asked.attention, asked.lora)
+learnt = matrices(model)
+model.requires_grad_(False)
+for name in learnt:
+    model.get_submodule(name).requires_grad_(True)
+# a LoRA's gradients are small already: they are formed, and then projected
+kind: ProjectionKind = ("sparse" if asked.lora else "factored") if asked.side else "none"
+recipe = Recipe(projection=kind, dimension=len(learnt) * asked.side**2, preconditioner="sgd")
 factors, projection = projections(model, recipe)
 direction = Preconditioning("sgd", None, factors=factors)
 
@@ -27,5 +31,8 @@ def work(rows: list[Row]) -> torch.Tensor:
     return torch.cat(found)[torch.tensor(order).argsort()]
 
 
-what = f"factored to {asked.side}×{asked.side} a matrix" if asked.side else "all coordinates"
+what = {
+    "factored": f"factored to {asked.side}×{asked.side} a matrix", "sparse": f"projected to {recipe.dimension:,}",
+    "none": "all coordinates",
+}[kind]  # fmt: skip
 answer(work, make_rows(asked), asked.batch, f"{what}, unit rows in float16")

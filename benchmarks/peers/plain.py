@@ -8,7 +8,7 @@ from common import Row, answer, by_length, collate, freeze, losses, make_rows, p
 backward = "--backward" in sys.argv
 sys.argv = [argument for argument in sys.argv if argument != "--backward"]
 asked = parse()
-model = small_llama(asked.attention)
+model = small_llama(asked.attention, asked.lora)
 freeze(model)
 
 

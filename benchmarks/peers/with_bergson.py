@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryCollector
 from bergson.data import allocate_batches
-from common import TOKENS, Row, answer, freeze, make_rows, parse, small_llama
+from common import TOKENS, Row, answer, freeze, make_rows, matrices, parse, small_llama
 from datasets import Dataset
 
 asked = parse()
-model = small_llama(asked.attention)
+model = small_llama(asked.attention, asked.lora)
 freeze(model)
+wanted = {name.removeprefix("model.") for name in matrices(model)}
 config = IndexConfig(
     run_path=str(Path(tempfile.mkdtemp()) / "index"), projection_dim=asked.side, projection_target="per_module",
     loss_reduction="mean",
@@ -26,7 +27,9 @@ def work(rows: list[Row]) -> torch.Tensor:
         "input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows], "length": lengths,
     })  # fmt: skip
     batches = allocate_batches(lengths, asked.batch * TOKENS)
-    collector = InMemoryCollector(model=model.base_model, data=data, cfg=config, processor=processor)
+    collector = InMemoryCollector(
+        model=model.base_model, data=data, cfg=config, processor=processor, target_modules=wanted
+    )
     computer = CollectorComputer(model, data, collector=collector, batches=batches, cfg=config)
     computer.run_with_collector_hooks("benchmark")
     return torch.cat([torch.as_tensor(collector.gradients[name]) for name in sorted(collector.gradients)], dim=1)

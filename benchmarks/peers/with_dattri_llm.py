@@ -8,13 +8,13 @@ from common import Row, answer, collate, in_order, losses, make_rows, parse, sma
 from dattri_llm import GradientStorageManager, HookManager, HookManagerConfig, OffloadCallback
 
 asked = parse()
-model = small_llama(asked.attention)
+model = small_llama(asked.attention, asked.lora)
 model.requires_grad_(False)
 model.get_input_embeddings().weight.requires_grad_(True)
 projection = {"style": "logra", "proj_dim": asked.side, "proj_max_batch_size": 8, "proj_type": "rademacher"}
 config = HookManagerConfig(
-    linear_io=[r"self_attn\.._proj", r"mlp\..*_proj"], projection_kwargs={"__default__": projection},
-    capture_style="auto", include_frozen=True,
+    linear_io=[r"lora_[AB]"] if asked.lora else [r"self_attn\.._proj", r"mlp\..*_proj"],
+    projection_kwargs={"__default__": projection}, capture_style="auto", include_frozen=True,
 )  # fmt: skip
 place = Path(tempfile.mkdtemp()) / "gradients"
 

@@ -9,13 +9,13 @@ import yaml
 from common import Row, answer, collate, in_order, make_rows, parse, small_llama, token_losses
 
 asked = parse()
-model = small_llama("eager")
+model = small_llama("eager", asked.lora)
 folder = Path(tempfile.mkdtemp())
 logging = {"flush_threshold": 10**9, "num_workers": 0}
 settings = {"root_dir": str(folder / "run"), "logging": logging, "lora": {"init": "random", "rank": asked.side}}
 (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
 run = logix.init("benchmark", config=str(folder / "settings.yaml"))
-run.watch(model, name_filter=["self_attn", "mlp"])
+run.watch(model, name_filter=["lora_A", "lora_B"] if asked.lora else ["self_attn", "mlp"])
 run.add_lora()
 seen = 0
 

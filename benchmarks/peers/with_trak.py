@@ -12,8 +12,8 @@ from trak.projectors import BasicProjector, ProjectionType
 
 DIMENSION, ROWS = 64, 8
 asked = parse()
-if asked.lengths:
-    raise SystemExit("TRAK is given rows of one length only")
+if asked.lengths or asked.lora:
+    raise SystemExit("TRAK is given rows of one length and all weights only")
 model = small_llama("eager")
 
 

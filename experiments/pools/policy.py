@@ -18,7 +18,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "intermediate_size": 344, "max_position_embeddings": 1024, "tie_word_embeddings": True,
     },
     "gpt_neox": {
-        "hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 768,
+        "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
         "max_position_embeddings": 1024, "tie_word_embeddings": True,
     },
 }  # fmt: skip

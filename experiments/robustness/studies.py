@@ -88,11 +88,11 @@ def models(folders: Folders) -> Study:
     games = Games.made(folders.textgames)
     other = first_model(
         games.data, folders.textgames / "second", Sizes().max_length, replace(FIRST_TRAINING, seed=1),
-        seed=1, architecture="gpt_neox", vocabulary=512,
+        seed=1, architecture="gpt_neox", vocabulary=768,
     )  # fmt: skip
     changes: Changes = {"the model that chose": {}, "a GPT-NeoX": {"train_model": str(other), "all_weights": True}}
     return Study(
-        "What the Llama of the text games chose, trained by a GPT-NeoX of 1.4 million weights with a tokenizer of its "
+        "What the Llama of the text games chose, trained by a GPT-NeoX of 0.9 million weights with a tokenizer of its "
         "own, which had the same first training.", {goal: games.changed(goal, changes) for goal in GOALS},
     )  # fmt: skip
 
