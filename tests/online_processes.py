@@ -9,12 +9,37 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 from online_trainers import MODELS, Recording, train
-from pursuit.online import OptBatch, RandomBatch
+from pursuit.batches import IGNORED
+from pursuit.online import InfoBatch, OptBatch, RandomBatch
+from pursuit.online.scoring import EXAMPLE_IDS
+from pursuit.online.trainer import WEIGHTS
 
 SETTINGS: dict[str, Any] = {"max_steps": 4, "gradient_accumulation_steps": 2, "logging_steps": 2}
+
+
+class OnePass(Recording):
+    """InfoBatch's weights on the examples' losses within one forward and backward pass: what the mix-in must equal."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        """The plain trainer's, with the loss below."""
+        self.ids = inputs.pop(EXAMPLE_IDS)
+        self.factors = inputs.pop(WEIGHTS, torch.ones(len(self.ids)))
+        return Trainer.training_step(self, model, inputs, num_items_in_batch)
+
+    def compute_loss(self, model: Any, inputs: Any, *_: Any, num_items_in_batch: Any = None, **__: Any) -> Any:
+        """Σ weight · Σ cross-entropy / labels of all candidates of all processes."""
+        logits, labels = (
+            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits,
+            inputs["labels"],
+        )
+        losses = cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none")
+        sums, counts = losses.sum(dim=1), (labels[:, 1:] != IGNORED).sum(dim=1)
+        self.batch_selection.remember(self.ids, sums / counts)
+        return (sums * self.factors).sum() / num_items_in_batch * self.accelerator.num_processes
 
 
 def outcome(trainer: Any) -> dict[str, Any]:
@@ -23,6 +48,7 @@ def outcome(trainer: Any) -> dict[str, Any]:
     scales = selector._moment.scales(1e-8, torch.device("cpu")) if isinstance(selector, OptBatch) else None
     return {
         "orders": [choice.order.tolist() for _, choice in seen],
+        "factors": [[] if choice.weights is None else choice.weights.tolist() for _, choice in seen],
         "first_tokens": [batch["input_ids"][:, 0].tolist() for batch, _ in seen],
         "weights": _sums(trainer.model),
         "moment": None if scales is None else scales.double().sum().item(),
@@ -49,6 +75,9 @@ def main(folder: Path) -> None:
         )  # fmt: skip
         found[name + " resumed"] = outcome(again)
     found["random"] = outcome(train(folder, RandomBatch(prune=0.5), MODELS["full"](), kind=Recording, **SETTINGS))
+    for name, kind in (("info", Recording), ("info in one pass", OnePass)):
+        selector = InfoBatch(prune=0.5, anneal=0)
+        found[name] = outcome(train(folder, selector, MODELS["full"](), kind=kind, **SETTINGS | {"max_steps": 8}))
     found["all"] = outcome(train(folder, OptBatch(prune=0.0), MODELS["full"](), kind=Recording, **SETTINGS))
     found["plain"] = {"weights": _sums(train(folder, None, MODELS["full"](), kind=Trainer, **SETTINGS).model)}
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))

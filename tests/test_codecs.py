@@ -142,8 +142,8 @@ def test_inner_products_of_int8_rows_are_close_and_of_bits_follow_the_arc_sine()
 def test_coded_shards_read_like_an_array(n, d, dtype, shard_rows, start, stop, picks):
     rows = unit_rows(n, d, zeros=(2,))
     coded = encode(torch.from_numpy(rows), dtype)
-    cut = {name: [values[i : i + shard_rows] for i in range(0, n, shard_rows)] for name, values in coded.items()}
-    sharded = feature_rows.Sharded(cut["features"], shard_rows, scales=cut.get("scales"), dimension=d)
+    cut = [{name: values[i : i + shard_rows] for name, values in coded.items()} for i in range(0, n, shard_rows)]
+    sharded = feature_rows.Sharded(cut, shard_rows, (n, d))
     whole = read(rows, dtype)
     for matrix in (sharded, pickle.loads(pickle.dumps(sharded))):
         assert matrix.shape == (n, d)

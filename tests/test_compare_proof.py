@@ -23,6 +23,7 @@ TRIALS, SEEDS = 400, 3
 JOB = Job(
     name="gtp-5%-seed0", cells="cells", run="run", encoded=None,
     settings={"lora": None, "adapter": None, "weights": ["*"], "dtype": "float32"}, model_digest="m",
+    data_digest="d",
     indices=np.array([3, 1]), weights=np.array([0.5, 2.0]), num_rows=9, way=TRAIN, seed=0,
     evaluation=("heldout.jsonl",), evaluation_digest="e", metrics=("loss",), scorers=(), players=(), keep_model=False,
 )  # fmt: skip
@@ -52,6 +53,11 @@ def test_weights_make_another_cell_only_where_they_are_used():
     weighted = replace(JOB, way=replace(TRAIN, weighted=True))
     assert replace(weighted, weights=other).folder != weighted.folder != JOB.folder
     assert replace(JOB, indices=np.array([3, 2])).folder != JOB.folder
+
+
+def test_rows_of_another_pool_are_another_cell():
+    for job in (JOB, replace(JOB, indices=None), replace(JOB, way=None)):
+        assert replace(job, data_digest="of another pool").folder != job.folder
 
 
 def test_an_interval_covers_a_known_mean_as_often_as_it_says():

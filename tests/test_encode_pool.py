@@ -222,6 +222,17 @@ def test_an_unfinished_store_of_something_else_is_started_over(tmp_path: Path, p
     assert contents(folder) == contents(tmp_path / "whole")
 
 
+def test_rows_that_were_skipped_are_errors_when_they_are_to_be(tmp_path: Path, pool: Pool, encoder: Encoder) -> None:
+    skipped = encode_pool(pool, encoder, tmp_path / "store").refused[0]
+    strict = Pool(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError) as error:
+        encode_pool(strict, encoder, tmp_path / "store")
+    with pytest.raises(DataError) as anew:
+        encode_pool(strict, encoder, tmp_path / "other")
+    assert str(error.value) == str(anew.value)
+    assert skipped.reason in str(error.value)
+
+
 def test_a_store_travels_to_worker_processes(tmp_path: Path, pool: Pool, encoder: Encoder) -> None:
     store = encode_pool(pool, encoder, tmp_path / "tokens", shard_rows=10)
     first = store[0][0].tolist()

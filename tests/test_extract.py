@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from pursuit.batches import plan_batches
 from pursuit.errors import DataError, ModelError, StoreError
+from pursuit.files import write_tensors
 from pursuit.gradients import AdamState, precondition, trainable_parameters
 from pursuit.gradients import extract as module
 from pursuit.gradients.extract import extract
@@ -272,12 +274,29 @@ def test_sharded_rows_read_like_an_array(n, t, shard_rows, start, stop, picks):
     from pursuit.store.rows import Sharded
 
     array = np.random.default_rng(0).normal(size=(n, 4)).astype(np.float32)
-    sharded = Sharded([torch.from_numpy(array[i : i + shard_rows]) for i in range(0, n, shard_rows)], shard_rows)
+    cut = [{"features": torch.from_numpy(array[i : i + shard_rows])} for i in range(0, n, shard_rows)]
+    sharded = Sharded(cut, shard_rows, array.shape)
     assert sharded.shape == array.shape
     np.testing.assert_array_equal(sharded[start:stop], array[start:stop])
     np.testing.assert_array_equal(sharded[::2], array[::2])
     rows = np.asarray([pick % n for pick in picks], dtype=np.int64)
     np.testing.assert_array_equal(sharded[rows], array[rows])
+
+
+def test_few_files_are_mapped_at_once_however_many_there_are(tmp_path, monkeypatch):
+    from pursuit.store import rows as store_rows
+
+    monkeypatch.setattr(store_rows, "MAPPED", 3)
+    array = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    paths = [tmp_path / f"{first:02}.safetensors" for first in range(0, 20, 2)]
+    for path, part in zip(paths, np.split(array, 10), strict=True):
+        write_tensors(path, {"features": torch.from_numpy(part)})
+    sharded = store_rows.Sharded(store_rows.ShardFiles(paths), 2, array.shape)
+    np.testing.assert_array_equal(sharded[:], array)
+    np.testing.assert_array_equal(sharded[np.array([19, 0, 7])], array[[19, 0, 7]])
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert len({line.split()[-1] for line in maps.read_text().splitlines() if str(tmp_path) in line}) <= 3
 
 
 def test_average_is_weighted_over_checkpoints():

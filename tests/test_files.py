@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,6 +49,42 @@ def test_an_interrupted_write_is_never_read(tmp_path):
     assert not path.exists()
     write_json(path, {"b": 1, "a": 2})
     assert read_json(path) == {"a": 2, "b": 1}
+
+
+def test_two_that_write_one_file_at_once_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+    with atomic_path(path) as first:
+        first.write_text("first, half")
+        with atomic_path(path) as second:
+            assert second != first
+            second.write_text("second")
+        assert path.read_text() == "second"
+        first.write_text("first")
+    assert path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    left = tmp_path / ("file" + PARTIAL)
+    left.write_text("a longer beginning")
+    with atomic_path(tmp_path / "file") as partial:
+        assert partial == left
+        partial.write_text("whole")
+    assert (tmp_path / "file").read_text() == "whole"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_many_writers_of_the_same_files_leave_them_whole(tmp_path):
+    def write(number):
+        for name in range(20):
+            write_tensors(tmp_path / f"{name}", {"a": torch.arange(50_000)}, {"made": "here"})
+        return number
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(write, range(4))) == [0, 1, 2, 3]
+    whole = {path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(whole) == 1
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_damaged_json_names_its_file(tmp_path):

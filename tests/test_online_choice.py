@@ -149,8 +149,18 @@ def test_a_diverged_training_is_an_error(name: str) -> None:
     model = tiny_model("llama", tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight.fill_(torch.nan)
-    with pytest.raises(SelectionError, match=r"every candidate of batch 1 is NaN or infinite.*learning rate"):
+    with pytest.raises(SelectionError, match=r"every candidate of batch 1 that has a label is NaN.*learning rate"):
         batch_selection(name, prune=0.5)(model, make_batch())
+
+
+@pytest.mark.parametrize("name", ["optbatch", "hardest"])
+def test_a_diverged_candidate_is_not_kept_beside_others_without_labels(name: str) -> None:
+    model, batch = tiny_model("llama", tie_word_embeddings=False), make_batch(EIGHT)
+    batch["labels"][5:] = -100
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(SelectionError, match="that has a label"):
+        batch_selection(name, prune=0.5)(model, batch)
 
 
 @pytest.mark.parametrize("name", ["optbatch", "hardest"])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -35,12 +36,12 @@ def test_each_process_keeps_as_many_of_its_own_candidates(ranks: Any, name: str)
     assert one["orders"] != other["orders"]
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "random", "full resumed", "lora resumed"])
+@pytest.mark.parametrize("name", ["full", "lora", "random", "info", "full resumed", "lora resumed"])
 def test_all_processes_end_with_the_same_model_and_second_moment(ranks: Any, name: str) -> None:
     one, other = ranks[0][name], ranks[1][name]
     assert one["weights"] == other["weights"]
     assert one["moment"] == other["moment"]
-    assert one["moment_steps"] == (None if name == "random" else 4)
+    assert one["moment_steps"] == (None if name in ("random", "info") else 4)
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
@@ -62,3 +63,11 @@ def test_the_log_has_the_selection(ranks: Any) -> None:
 
 def test_random_choices_differ_between_processes(ranks: Any) -> None:
     assert ranks[0]["random"]["orders"] != ranks[1]["random"]["orders"]
+
+
+def test_examples_are_weighed_as_in_one_pass_though_processes_have_other_weights(ranks: Any) -> None:
+    kinds = [[sorted(set(factors)) for factors in rank["info"]["factors"]] for rank in ranks[:2]]
+    assert any(one != other for one, other in zip(*kinds, strict=True)), "else nothing is shown here"
+    for rank in ranks[:2]:
+        assert rank["info"]["orders"] == rank["info in one pass"]["orders"]
+        np.testing.assert_allclose(rank["info"]["weights"], rank["info in one pass"]["weights"], rtol=1e-4, atol=1e-4)

@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pursuit.errors import RunError, StoreError
 
@@ -20,14 +22,19 @@ PARTIAL = ".partial"  # suffix of a file still being written; never read, overwr
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it is flushed to disk and renamed to `path`."""
+    """Yield a path beside `path` to write to; on success it is flushed to disk and renamed to `path`.
+
+    Several processes may write the same file at once: each has a path of its own, and the last to end counts.
+    """
     partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with open(partial, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
+        with ExitStack() as held:
+            partial = held.enter_context(_own(partial))
+            yield partial
+            with open(partial, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -38,6 +45,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise RunError(f"{path}: cannot be written ({error.strerror}). Choose another folder.") from error
         raise
+
+
+@contextmanager
+def _own(partial: Path) -> Iterator[Path]:
+    """`partial`, or a name of this thread's own while another writer holds that one; a killed one's is taken over."""
+    while True:
+        with open(partial, "ab") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                mine = f"{partial.stem}.{platform.node()}-{os.getpid()}-{threading.get_ident()}{PARTIAL}"
+                yield partial.with_name(mine)
+                return
+            if _is_at(handle, partial):  # and not renamed by its writer since it was opened
+                yield partial
+                return
+
+
+def _is_at(handle: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pursuit.compare.plan import Comparison, cell_folder, parse_method
-from pursuit.encoding.store import MANIFEST
 from pursuit.errors import StoreError
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.progress import progress
@@ -59,10 +58,8 @@ def _choice(run: Run, text: str, budget: str | int | float, seed: int, folder: P
 
 def _basis(run: Run) -> list[Any]:
     """All that a selection depends on beside its method, budget and seed."""
-    run.encode()
-    manifests = [read_json(part.encoded / MANIFEST) for part in run.folder.parts(run.settings.pool)]
     target = run.stages.encode_target()[0].manifest if run.settings.target else None
     shaping = {key: value for key, value in run.settings.model_dump(mode="json").items() if key not in FREE}
     for place in ("model", "pool", "target"):  # known by what is in them
         shaping.pop(place, None)
-    return [manifests, target, run.stages.model_digest, shaping, versions()["pursuit"]]
+    return [run.stages.manifests(), target, run.stages.model_digest, shaping, versions()["pursuit"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ class _Trained:
     """The model that is trained, and the pool's rows as it reads them."""
 
     def __init__(self, run: Run, comparison: Comparison, out: Path) -> None:
+        self.run = run
         self.settings = self._settings(run.settings, comparison)
         s = self.settings
         self.tokenizer = load_tokenizer(str(s.model), trust_remote_code=s.trust_remote_code, revision=s.revision)
@@ -122,6 +124,11 @@ class _Trained:
                 on_bad_row="skip", source_field=s.source_field,
             )  # fmt: skip
             self.encoded = encode_pool(lenient, encoder, out / "encoded" / fingerprint(encoder.settings()))
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Of the tokens of all rows that the model could be trained on."""
+        return fingerprint(self.run.stages.manifests() if self.encoded is None else self.encoded.manifest)
 
     @property
     def num_rows(self) -> int:
@@ -173,10 +180,11 @@ def _job(
     return Job(
         name=cell.name, cells=str(out.absolute() / "cells"), run=str(run.folder.path.absolute()),
         encoded=None if trained.encoded is None else str(trained.encoded.folder.absolute()),
-        settings=trained.settings.model_dump(mode="json"), model_digest=trained.digest, indices=indices,
-        weights=weights, num_rows=trained.num_rows, way=way, seed=cell.seed, evaluation=tuple(trained.evaluation),
-        evaluation_digest=trained.evaluation_digest, metrics=tuple(comparison.metrics),
-        scorers=tuple(comparison.scorers), players=tuple(comparison.players), keep_model=comparison.keep_models,
+        settings=trained.settings.model_dump(mode="json"), model_digest=trained.digest, data_digest=trained.data_digest,
+        indices=indices, weights=weights, num_rows=trained.num_rows, way=way, seed=cell.seed,
+        evaluation=tuple(trained.evaluation), evaluation_digest=trained.evaluation_digest,
+        metrics=tuple(comparison.metrics), scorers=tuple(comparison.scorers), players=tuple(comparison.players),
+        keep_model=comparison.keep_models,
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ class Job:
         run: run folder whose tokens are trained on; `encoded`: another model's tokens of the same pool instead.
         settings: of the model that is trained.
         model_digest: of its files.
+        data_digest: of the tokens of all rows.
         indices, weights: (k,) rows to train on; None for all of them.
         way: None for no training.
         evaluation, evaluation_digest: files of held-out rows, and of their contents.
@@ -50,6 +51,7 @@ class Job:
     encoded: str | None
     settings: dict[str, Any]
     model_digest: str
+    data_digest: str
     indices: np.ndarray | None
     weights: np.ndarray | None
     num_rows: int
@@ -70,7 +72,7 @@ class Job:
         chosen = None if self.indices is None else [self.indices.tolist(), weights]
         trained = {name: self.settings[name] for name in ("lora", "adapter", "weights", "dtype")}
         key = fingerprint([
-            self.model_digest, trained, chosen, self.num_rows, None if self.way is None else asdict(self.way),
+            self.model_digest, self.data_digest, trained, chosen, None if self.way is None else asdict(self.way),
             self.seed, self.evaluation_digest, self.metrics, self.scorers, self.players,
         ])  # fmt: skip
         return cell_folder(Path(self.cells), self.name, key)

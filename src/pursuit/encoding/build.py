@@ -80,7 +80,11 @@ def encode_pool(
                 start = _encode_from(pool, encoder, folder, shard_rows, records, start, advance)
                 start = _skip_whole(folder, records, start)
     _write_manifest(folder, settings, records)
-    return EncodedPool(folder)
+    encoded = EncodedPool(folder)
+    if pool.on_bad_row == "error" and encoded.refused:  # made when such rows were skipped
+        first = encoded.refused[0]
+        raise DataError(first.reason, path=first.path, line=first.line)
+    return encoded
 
 
 def _skip_whole(folder: Path, records: list[dict[str, Any]], start: int | None) -> int | None:

@@ -12,12 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
-from pursuit.files import atomic_path, write_text
+from pursuit.errors import DataError
+from pursuit.files import atomic_path, sha256_file, write_text
 from pursuit.overview import Render, report_data
 from pursuit.pool import Pool, write_subset
+from pursuit.pool.write import SUBSET_ENDINGS
 from pursuit.report import terminal_summary, write_report
 from pursuit.selectors import Selection
 from pursuit.store.features import Features
+
+CHOSEN = "chosen.parquet"
+SUBSET_DIGEST = b"subset_sha256"  # in the table's metadata
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def publish(
     else:
         place = "row" if "row" in features.rows.column_names else "index"
         write_subset(pool, features.rows[place].to_numpy()[selection.indices], subset)
-    table = beside(subset, "chosen.parquet")
-    write_table(chosen, table)
+    table = beside(subset, CHOSEN)
+    write_table(chosen.replace_schema_metadata({SUBSET_DIGEST: sha256_file(subset).encode()}), table)
     data = report_data(selection, features, chosen, render=render, **about)
     report = beside(subset, "report.html")
     write_report(data, report)
@@ -67,8 +72,38 @@ def publish(
 
 
 def beside(subset: Path, ending: str) -> Path:
-    """`subset.jsonl.gz` → `subset.<ending>`."""
-    return subset.with_name(subset.name.split(".")[0] + "." + ending)
+    """`subset.jsonl.gz` → `subset.<ending>`; other dots belong to the name."""
+    endings = [known for known in SUBSET_ENDINGS if subset.name.endswith(known)] or [subset.suffix]
+    return subset.with_name(f"{subset.name.removesuffix(endings[0])}.{ending}")
+
+
+def read_chosen(subset: Path, rows: int, otherwise: str = "") -> pa.Table:
+    """The table that was written beside a subset of so many rows.
+
+    Args:
+        otherwise: what else can be done where there is none.
+
+    Raises:
+        DataError: there is none, or it is another subset's.
+    """
+    path = beside(subset, CHOSEN)
+    if not path.exists():
+        raise DataError(
+            f"is missing: it holds the subset's weights, and `pursuit select` writes it beside {subset.name}. Put it "
+            f"there{otherwise}.",
+            path=str(path),
+        )
+    table = pq.read_table(path)
+    if table.num_rows != rows:
+        raise DataError(f"has {table.num_rows:,} rows, but {subset} has {rows:,}.", path=str(path))
+    digest = (table.schema.metadata or {}).get(SUBSET_DIGEST)
+    if digest is not None and digest.decode() != sha256_file(subset):
+        raise DataError(
+            f"was written beside another {subset.name}: the file has changed since, so that its rows may not be those "
+            "that the weights are of. Select again.",
+            path=str(path),
+        )
+    return table
 
 
 def chosen_table(selection: Selection, features: Features) -> pa.Table:

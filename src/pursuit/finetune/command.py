@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 from torch import nn
@@ -17,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pursuit.batches import EncodedRows
 from pursuit.encoding import Encoder, encode_pool
-from pursuit.errors import DataError, RunError, SettingsError
-from pursuit.export.subset import beside
+from pursuit.errors import RunError, SettingsError
+from pursuit.export.subset import read_chosen
 from pursuit.finetune.recipe import FineTune
 from pursuit.finetune.result import Finetuned, read_record
 from pursuit.finetune.run import check_optimizer, finetune, finished
@@ -200,7 +199,8 @@ def _rows(
     weights = None
     if recipe.weighted:
         assert source.subset is not None  # checked by the caller
-        weights = _sidecar_weights(source.subset, pool.count_rows())
+        table = read_chosen(source.subset, pool.count_rows(), ", or train without --weighted")
+        weights = table["weight"].to_numpy()
     encoded = encode_pool(pool, encoder, store)
     return Rows(encoded, weights=None if weights is None else weights[encoded.rows["row"].to_numpy()])
 
@@ -216,21 +216,6 @@ def _selected(source: Source, settings: Settings) -> Rows:
         )
     selection = Selection.load(find_selection(run.folder.selections, source.selection))
     return Rows(run.encode(), selection)
-
-
-def _sidecar_weights(subset: Path, rows: int) -> np.ndarray:
-    """(rows,) weights from the table beside a subset."""
-    path = beside(subset, "chosen.parquet")
-    if not path.exists():
-        raise DataError(
-            f"is missing: it holds the subset's weights, and `pursuit select` writes it beside {subset.name}. Put it "
-            "there, or train without --weighted.",
-            path=str(path),
-        )
-    table = pq.read_table(path)
-    if table.num_rows != rows:
-        raise DataError(f"has {table.num_rows:,} rows, but {subset} has {rows:,}.", path=str(path))
-    return table["weight"].to_numpy()
 
 
 def _model(settings: Settings, dtype: str) -> nn.Module:

@@ -259,14 +259,19 @@ class BatchSelector(BaseModel, ABC):
             )
         return np.asarray(torch.as_tensor(ids).cpu(), dtype=np.int64)
 
-    def _note_dropped(self, dropped: int, size: int) -> None:
-        """Say once that candidates were left out, and refuse a batch in which nothing else is left."""
+    def _note_dropped(self, dropped: int, losses: np.ndarray) -> None:
+        """Say once that candidates were left out, and refuse a batch in which nothing else is left to learn from.
+
+        `losses` are of all candidates, NaN for those without a label.
+        """
         if not dropped:
             return
-        if dropped == size:
+        size = len(losses)
+        if dropped == np.count_nonzero(~np.isnan(losses)):
             raise SelectionError(
-                f"{self.name}: the loss of every candidate of batch {self._calls + 1} is NaN or infinite: the "
-                "training has diverged. Lower the learning rate, or look for the first step at which the loss grew."
+                f"{self.name}: the loss of every candidate of batch {self._calls + 1} that has a label is NaN or "
+                "infinite: the training has diverged. Lower the learning rate, or look for the first step at which "
+                "the loss grew."
             )
         if not self._said_dropped:
             say(

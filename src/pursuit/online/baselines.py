@@ -64,7 +64,7 @@ class HardestBatch(BatchSelector):
         scores = self._scorer(model, batch, find_head(model), at_once=self._at_once)
         losses = scores.losses
         dropped = int(np.isinf(losses).sum())
-        self._note_dropped(dropped, len(losses))
+        self._note_dropped(dropped, losses)
         valid = np.flatnonzero(np.isfinite(losses))
         places = valid if len(valid) else np.arange(len(losses))
         hardest = places[np.argsort(-losses[places], kind="stable")]  # equal losses: the lower index

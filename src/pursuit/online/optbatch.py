@@ -161,9 +161,9 @@ class OptBatch(BatchSelector):
         """The published choice among candidates with finite scores; NaN is the loss of one without a label."""
         valid = np.isfinite(losses) & np.isfinite(features).all(axis=1)
         dropped = int((~valid & ~np.isnan(losses)).sum())
-        self._note_dropped(dropped, len(losses))
+        self._note_dropped(dropped, losses)
         strata = np.full(len(losses), -1, dtype=np.int64)
-        if not valid.any():  # nothing to learn from in any: the same as what training on all would do
+        if not valid.any():  # no label in any: the same as what training on all would do
             return Choice(np.arange(budget), losses, strata)
         places = np.flatnonzero(valid)
         budget = min(budget, len(places))

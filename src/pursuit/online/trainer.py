@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from pursuit.batches import IGNORED
 from pursuit.errors import SelectionError, SettingsError
 from pursuit.online.base import BatchSelector
 from pursuit.online.batch import take
@@ -126,14 +128,20 @@ class BatchSelectionMixin(_Trainer):
         if not isinstance(selector, InfoBatch):
             return super().training_step(model, inputs, num_items_in_batch)
         ids, weights = inputs.pop(EXAMPLE_IDS), inputs.pop(WEIGHTS, torch.ones(len(inputs["input_ids"])))
-        if num_items_in_batch is None and bool((weights != 1).any()):
+        apart = weights.unique().tolist()
+        if self.args.world_size > 1:
+            apart = sorted(set(gather_object(apart)))
+        if num_items_in_batch is None and apart != [1]:
             raise SelectionError(
                 f"{selector.name} weighs examples, for which the model's loss must take num_items_in_batch; that of "
                 f"{type(language_model(model)).__name__} does not."
             )
         total = torch.zeros((), device=self.args.device)
-        for weight in weights.unique().tolist():
+        for weight in apart:
             rows = torch.nonzero(weights == weight).squeeze(1)
+            if not len(rows):  # another process has such examples, and each backward pass is one of all processes
+                total = total + super().training_step(model, _without_labels(inputs), num_items_in_batch)
+                continue
             part = take(inputs, rows)
             items = num_items_in_batch if weight == 1 else num_items_in_batch / weight
             with _hidden_states(model) as seen:
@@ -212,8 +220,16 @@ class _Observer(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         if trainer.batch_selection is not None:
+            if not args.max_grad_norm:  # clipping has divided float16's gradients by the loss' scale already
+                trainer.accelerator.unscale_gradients(trainer.optimizer)
             with trainer.accelerator.autocast():
                 trainer.batch_selection.observe(trainer._plain_model())
+
+
+def _without_labels(inputs: Any) -> dict[str, Any]:
+    """The first example with nothing to learn: a pass over it adds nothing to any gradient."""
+    part = dict(take(inputs, np.arange(1)))
+    return {**part, "labels": torch.full_like(part["labels"], IGNORED)}
 
 
 def _refuse_packing(args: Any) -> None:

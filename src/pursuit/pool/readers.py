@@ -57,12 +57,24 @@ def open_bytes(path: str) -> BinaryIO:
     """Open a local file or an fsspec URL for reading, unpacking .gz, .xz and .zst as it is read."""
     handle = cast(BinaryIO, fsspec.open(path, "rb").open())
     if path.endswith(".gz"):
-        return cast(BinaryIO, gzip.open(handle))
+        return cast(BinaryIO, _closing(gzip.GzipFile(fileobj=handle), handle))
     if path.endswith(".xz"):
-        return cast(BinaryIO, lzma.open(handle))
+        return cast(BinaryIO, _closing(lzma.LZMAFile(handle), handle))
     if path.endswith(".zst"):  # pyarrow's reader, unlike zstandard's, tells a truncated file from a whole one
         return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(handle, "zstd"), 1 << 17))
     return handle
+
+
+def _closing(unpacked: io.BufferedIOBase, packed: BinaryIO) -> io.BufferedIOBase:
+    """The unpacking reader, which now closes the file below it too."""
+    close = unpacked.close
+
+    def both() -> None:
+        close()
+        packed.close()
+
+    unpacked.close = both  # type: ignore[method-assign]
+    return unpacked
 
 
 def arrow_schema(source: Source) -> pa.Schema | None:

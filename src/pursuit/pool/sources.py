@@ -64,7 +64,7 @@ def resolve_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
 
 
 def _resolve(given: str) -> list[Source]:
-    name, path = _split_name(given)
+    name, path = split_name(given)
     if _is_url(path):
         return [_file_source(name, found) for found in _expand_url(path)]
     path = os.path.expanduser(path)
@@ -77,8 +77,10 @@ def _resolve(given: str) -> list[Source]:
     return [_dataset_source(name, path)]
 
 
-def _split_name(given: str) -> tuple[str | None, str]:
-    match = None if os.path.exists(given) else _NAMED.fullmatch(given)
+def split_name(given: str) -> tuple[str | None, str]:
+    """`name=path` in its two parts; a path that is there, or a pattern of such, has no name, whatever its letters."""
+    whole = os.path.exists(given) or (glob.has_magic(given) and any(glob.iglob(given, recursive=True)))
+    match = None if whole else _NAMED.fullmatch(given)
     return (match[1], match[2]) if match else (None, given)
 
 

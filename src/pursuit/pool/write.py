@@ -20,12 +20,13 @@ from pursuit.pool.readers import Record, arrow_schema
 from pursuit.pool.sources import Source
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SUBSET_ENDINGS = (*JSON_LINES, ".parquet")
 
 
 def check_subset_path(out_path: str | Path) -> Path:
     """`out_path` as a Path, or a SettingsError if `write_subset` cannot write a file of that name."""
     path = Path(out_path)
-    if not path.name.endswith((*JSON_LINES, ".parquet")):
+    if not path.name.endswith(SUBSET_ENDINGS):
         raise SettingsError(f"{path}: a subset is written as {', '.join(JSON_LINES)} or .parquet; name the file so")
     return path
 

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
-from pursuit.errors import DataError, SettingsError, StoreError
+from pursuit.errors import SettingsError, StoreError
 from pursuit.export.formats import Exported, TrainerFormat, TrainOn, check_out, write_for_trainer
-from pursuit.export.subset import beside
+from pursuit.export.subset import read_chosen
 from pursuit.pool import Pool
 from pursuit.run.saved import find_selection
 from pursuit.selectors import Selection
@@ -60,16 +58,12 @@ def export_subset(
         fields, source_field, train_on: as they were when the rows were selected.
 
     Raises:
-        DataError: the table is missing or has another number of rows, or a row cannot be used.
+        DataError: the table is missing or another subset's, or a row cannot be used.
     """
     pool = Pool([subset], fields=fields, source_field=source_field)
-    path, table_path = _not_an_input(check_out(to, out), pool), beside(Path(subset), "chosen.parquet")
-    if not table_path.exists():
-        raise DataError("is missing: it holds the subset's weights and lies beside it.", path=str(table_path))
-    table = pq.read_table(table_path)
+    path = _not_an_input(check_out(to, out), pool)
     examples = list(pool)
-    if table.num_rows != len(examples):
-        raise DataError(f"has {table.num_rows:,} rows, but {subset} has {len(examples):,}.", path=str(table_path))
+    table = read_chosen(Path(subset), len(examples))
     for name in {"source", "path", "line"} & set(table.column_names):
         values = table[name].to_pylist()
         examples = [replace(example, **{name: value}) for example, value in zip(examples, values, strict=True)]

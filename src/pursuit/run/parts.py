@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pursuit.encoding import EncodedPool
 from pursuit.pool.examples import Refusal
 from pursuit.store.features import Features, RowMatrix
+from pursuit.store.rows import row_numbers
 
 
 class JoinedRows:
@@ -75,7 +76,7 @@ class _Below:
         return (int(self._first[-1]), self.matrices[0].shape[1])
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        numbers = np.arange(self.shape[0])[rows]
+        numbers = row_numbers(rows, self.shape[0])
         owner = np.searchsorted(self._first, numbers, side="right") - 1
         if len(numbers) and (owner == owner[0]).all() and isinstance(rows, slice):  # within one part: no copy
             start = int(numbers[0] - self._first[owner[0]])

@@ -27,6 +27,7 @@ from pursuit.errors import RunError, SelectionError, SettingsError
 from pursuit.export.subset import Result
 from pursuit.models.loading import settled_dtype
 from pursuit.pool import Pool, check_subset_path
+from pursuit.pool.sources import split_name
 from pursuit.progress import say
 from pursuit.run.folder import RunFolder
 from pursuit.run.jobs import OnDevices
@@ -268,6 +269,6 @@ def _paths(given: str | Path | Sequence[str | Path]) -> list[str]:
 
 def _absolute(item: str) -> str:
     """A file, folder or glob of this machine as an absolute path, `name=` kept; anything else (a hub id) as it is."""
-    name, equals, path = item.rpartition("=") if not Path(item).exists() else ("", "", item)
+    name, path = split_name(item)
     local = Path(path).exists() or (glob.has_magic(path) and "://" not in path)
-    return f"{name}{equals}{Path(path).absolute()}" if local else item
+    return f"{f'{name}=' if name else ''}{Path(path).absolute()}" if local else item

@@ -64,6 +64,11 @@ class Stages:
             self.folder.begin(self.settings)
         return self.joined(self._encoded)
 
+    def manifests(self) -> list[Mapping[str, Any]]:
+        """What the tokens of each part are: counts, settings, checksums."""
+        self.encode()
+        return [rows.manifest for rows in self._encoded]
+
     def encode_new(self, part: Part) -> None:
         """Tokens of a part that has not joined the run yet: rows that cannot be used are found before it does."""
         if (part.encoded / MANIFEST).exists():  # finished, but killed before it had joined: perhaps of other files

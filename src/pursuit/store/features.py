@@ -33,9 +33,10 @@ from pursuit.engine import LOCAL, Engine
 from pursuit.errors import StoreError
 from pursuit.files import read_json, tensor_metadata, write_tensors
 from pursuit.store.mirror import mirror_of
-from pursuit.store.rows import Average, RowMatrix, Sharded
+from pursuit.store.rows import Average, RowMatrix, Sharded, ShardFiles
 
-COLUMNS = ("features", "gradient_norms", "losses", "norms")  # of every shard; codes have `scales` beside them
+SMALL = ("gradient_norms", "losses", "norms")  # a number a row
+COLUMNS = ("features", *SMALL)  # of every shard; codes have `scales` beside them
 
 
 class Features:
@@ -226,21 +227,12 @@ class FeatureStore:
             [self.shard_path(checkpoint, shard) for shard in range(self.num_shards)]
             for checkpoint in range(self.num_checkpoints)
         ]
-        opened = [[_open_shard(path) for path in of_checkpoint] for of_checkpoint in paths]
-
-        def column(name: str) -> NDArray[np.float32]:
-            return np.stack([torch.cat([shard[name] for shard in shards]).numpy() for shards in opened])
-
-        matrices = [self._matrix(shards, files) for shards, files in zip(opened, paths, strict=True)]
+        columns = [_columns(of_checkpoint) for of_checkpoint in paths]
+        gradient_norms, losses, norms = (np.stack([found[name] for found in columns]) for name in SMALL)
+        shape = (losses.shape[1], self.manifest["dimension"])
+        matrices = [Sharded(ShardFiles(files), self.shard_rows, shape) for files in paths]
         weights = np.asarray(self.manifest["weights"], dtype=np.float64)
-        return Features(matrices, weights, rows, column("gradient_norms"), column("losses"), column("norms"))
-
-    def _matrix(self, shards: Sequence[dict[str, Tensor]], paths: Sequence[Path]) -> Sharded:
-        scales = [shard["scales"] for shard in shards if "scales" in shard]
-        return Sharded(
-            [shard["features"] for shard in shards], self.shard_rows, paths, scales=scales or None,
-            dimension=self.manifest["dimension"],
-        )  # fmt: skip
+        return Features(matrices, weights, rows, gradient_norms, losses, norms)
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], provenance_digest: str) -> None:
@@ -262,9 +254,14 @@ def shard_is_whole(path: Path, provenance_digest: str) -> bool:
         return False
 
 
-def _open_shard(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as handle:
-        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+def _columns(paths: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
+    """The columns of numbers, (N,) each, of all shards of a checkpoint."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in SMALL}
+    for path in paths:
+        with safe_open(path, framework="pt") as handle:
+            for name, found in parts.items():
+                found.append(handle.get_tensor(name).clone())  # so that no mapping of the file stays
+    return {name: torch.cat(found).numpy() for name, found in parts.items()}
 
 
 def _content_digest(tensors: dict[str, Tensor]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from pursuit.errors import StoreError
 from pursuit.store.codecs import decode
 
 Rows = slice | NDArray[np.int64]
+ROWS = ("features", "scales")  # what a shard holds of them
+MAPPED = 4096
 
 
 class RowMatrix(Protocol):
@@ -26,6 +29,16 @@ class RowMatrix(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, rows: Any, /) -> NDArray[Any]: ...
+
+
+def row_numbers(rows: Rows | NDArray[np.bool_], count: int) -> NDArray[np.int64]:
+    """The numbers of rows given by a slice, numbers (from the end where they are negative) or a mask of all `count`."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(count))
+    if rows.dtype == bool:
+        return np.flatnonzero(rows)
+    numbers = rows.astype(np.int64, copy=False)
+    return np.where(numbers < 0, numbers + count, numbers)
 
 
 class Average:
@@ -45,25 +58,53 @@ class Average:
         return total
 
 
-class Sharded:
-    """(N, d) float32 rows, read from memory-mapped shards of equal height (the last may be lower).
+class ShardFiles:
+    """The tensors of shards on disk, by number; a file is mapped when it is asked for.
 
-    Rows are decoded when they are asked for, and only those.
+    At most `MAPPED` at once: a process may hold some 65,000 mappings, and ten million rows have as many shards.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._opened = lru_cache(maxsize=MAPPED)(self._open)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> Mapping[str, Tensor]:
+        return self._opened(int(number))
+
+    def _open(self, number: int) -> Mapping[str, Tensor]:
+        path = self.paths[number]
+        try:
+            with safe_open(path, framework="pt") as handle:
+                return {name: handle.get_tensor(name) for name in ROWS if name in handle.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise StoreError(
+                f"{path}: cannot be read on {platform.node()} ({error}). The run folder must lie on a file system that "
+                "all machines share, under the same path."
+            ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardFiles, ([path.absolute() for path in self.paths],)
+
+
+class Sharded:
+    """(N, d) float32 rows, read from shards of equal height (the last may be lower).
+
+    Rows are decoded when they are asked for, and only those. A worker process that is sent this matrix opens the files
+    itself.
 
     Args:
-        shards: `features` of each shard, in one of the forms of `pursuit.store.codecs`.
-        paths: files of the shards; a worker process that is sent this matrix opens them itself.
-        scales: of each shard, where its rows are not floats.
-        dimension: d; the shards' width without.
+        shards: `features`, and `scales` where rows are not floats, in one of the forms of `pursuit.store.codecs`.
+        shape: (N, d).
     """
 
     def __init__(
-        self, shards: Sequence[Tensor], shard_rows: int, paths: Sequence[Path] | None = None, *,
-        scales: Sequence[Tensor] | None = None, dimension: int | None = None,
+        self, shards: ShardFiles | Sequence[Mapping[str, Tensor]], shard_rows: int, shape: tuple[int, int]
     ) -> None:  # fmt: skip
-        self.shards, self.shard_rows, self.paths, self.scales = shards, shard_rows, paths, scales
-        width = shards[0].shape[1] if dimension is None else dimension
-        self.shape: tuple[int, ...] = (sum(len(shard) for shard in shards), width)
+        self.shards, self.shard_rows = shards, shard_rows
+        self.shape: tuple[int, ...] = shape
 
     def __getitem__(self, rows: Rows) -> NDArray[np.float32]:
         if isinstance(rows, slice):
@@ -71,8 +112,7 @@ class Sharded:
             if step != 1:
                 return self[np.arange(start, stop, step)]
             return self._between(start, max(start, stop))
-        rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + self.shape[0], rows)
+        rows = row_numbers(rows, self.shape[0])
         found = np.empty((len(rows), self.shape[1]), dtype=np.float32)
         owner = rows // self.shard_rows
         for number in np.unique(owner):
@@ -93,31 +133,6 @@ class Sharded:
         return found
 
     def _decode(self, number: int, rows: slice | Tensor, out: NDArray[np.float32]) -> None:
-        scales = None if self.scales is None else self.scales[number][rows]
-        decode(self.shards[number][rows], scales, out)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.paths is None:
-            return _sharded, (self.shards, self.shard_rows, self.scales, self.shape[1])
-        return _reopened, ([str(path.absolute()) for path in self.paths], self.shard_rows, self.shape[1])
-
-
-def _sharded(shards: Sequence[Tensor], shard_rows: int, scales: Sequence[Tensor] | None, dimension: int) -> Sharded:
-    return Sharded(shards, shard_rows, scales=scales, dimension=dimension)
-
-
-def _reopened(paths: Sequence[str], shard_rows: int, dimension: int) -> Sharded:
-    """The rows of shards that another process has found whole."""
-    shards, scales = [], []
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as handle:
-                shards.append(handle.get_tensor("features"))
-                if "scales" in handle.keys():  # noqa: SIM118 (not a dictionary)
-                    scales.append(handle.get_tensor("scales"))
-        except (OSError, SafetensorError) as error:
-            raise StoreError(
-                f"{path}: cannot be read on {platform.node()} ({error}). The run folder must lie on a file system that "
-                "all machines share, under the same path."
-            ) from error
-    return Sharded(shards, shard_rows, [Path(path) for path in paths], scales=scales or None, dimension=dimension)
+        shard = self.shards[number]
+        scales = shard["scales"][rows] if "scales" in shard else None
+        decode(shard["features"][rows], scales, out)

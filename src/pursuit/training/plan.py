@@ -30,13 +30,15 @@ class BatchPlan(Dataset[dict[str, torch.Tensor]]):
         self.rows, self.batch_size, self.seed, self.start = rows, batch_size, seed, 0
         self.last_step, self.planned_steps = last_step, planned_steps
         self.steps_per_epoch = steps_in_epoch(len(rows), batch_size)
+        self._drawn: tuple[int, np.ndarray] | None = None
         self.rising_steps = math.ceil(planned_steps * warmup_ratio)  # learning rate going up from 0
 
     def batch(self, step: int) -> np.ndarray:
         """(b,) int64: the pool rows of optimizer step `step` (0-based)."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = generator(self.seed, "order", epoch).permutation(self.rows)
-        return order[position * self.batch_size :][: self.batch_size]
+        if self._drawn is None or self._drawn[0] != epoch:  # steps come one after another: an epoch is drawn once
+            self._drawn = epoch, generator(self.seed, "order", epoch).permutation(self.rows)
+        return self._drawn[1][position * self.batch_size :][: self.batch_size]
 
     def examples_seen(self, steps: int) -> int:
         """How many examples the first `steps` steps train on."""
