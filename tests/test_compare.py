@@ -163,6 +163,8 @@ def test_mistakes_are_found_before_anything_is_trained(begun, monkeypatch):
         ({"budgets": ["0%"]}, SettingsError, "budget"),
         ({"metrics": ["lose"]}, SettingsError, "loss"),
         ({"scorers": ["nowhere:f"]}, SettingsError, "nowhere"),
+        ({"optimizers": ["sgd", "adamm"]}, SettingsError, "'adamm' is not known"),
+        ({"optimizers": ["galore_adamw"]}, SettingsError, "'galore_adamw' cannot be used here"),
         ({"evaluation": [str(folder / "no.jsonl")]}, DataError, "no.jsonl"),
         ({"methods": []}, SettingsError, "methods"),
         ({"seeds": 0}, SettingsError, "seeds"),

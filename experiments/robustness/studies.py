@@ -25,7 +25,7 @@ IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "random")
 MIXED = ("gtp", "less", "tagcos(clusters=10)", "random")
 Changes = dict[str, dict[str, Any]]
 GOALS = {"targeted": (TARGETED, TARGETS), "in-domain": (IN_DOMAIN, KINDS)}
-OPTIMIZERS = {"adafactor": 2e-3, "lion_32bit": 3e-4, "sgd": 0.3}  # and their learning rates
+OPTIMIZERS = {"adafactor": 2e-3, "sgd": 0.3}  # and their learning rates
 LONGER: dict[str, Any] = {"checkpoint_steps": [128, 256], "sample": 1024, "epochs": 4}  # 16 times the warm-up's steps
 PLAYERS = ("experiments.pools.textgames:success", "experiments.pools.textgames:score")
 

@@ -22,6 +22,7 @@ from pursuit.errors import SelectionError
 from pursuit.evaluate import check_metrics, read_eval_set
 from pursuit.files import atomic_path, fingerprint
 from pursuit.finetune import FineTune
+from pursuit.finetune.run import check_optimizer
 from pursuit.models.loading import load_tokenizer, model_fingerprint, settled_dtype
 from pursuit.pool import Pool
 from pursuit.progress import progress
@@ -67,7 +68,7 @@ def compare(
         price_per_hour, currency: of the machine, to show money beside time.
 
     Raises:
-        SettingsError: an unknown method, parameter, metric or scorer; before anything heavy.
+        SettingsError: an unknown method, parameter, metric, scorer or optimizer; before anything heavy.
         SelectionError: a method needs a target, and the run has none.
         DataError: a held-out row that cannot be used.
     """
@@ -90,6 +91,8 @@ def compare(
 def _check(run: Run, comparison: Comparison) -> None:
     check_metrics(comparison.metrics)
     functions([*comparison.scorers, *comparison.players])
+    for way in comparison.ways():
+        check_optimizer(way.optimizer)
     for budget in comparison.budgets:
         check_budget(budget)
     for text in comparison.all_methods():

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from pursuit.batches import EncodedRows
@@ -149,10 +149,14 @@ def finished(
 
 
 def check_optimizer(name: str) -> None:
-    """SettingsError for what transformers does not know, or what needs a training loop of its own."""
+    """SettingsError for what transformers does not know, needs a package that is not there, or a loop of its own."""
     known = [str(optimizer.value) for optimizer in OptimizerNames]
     usable = [other for other in known if not any(part in other for part in OWN_LOOPS)]
     if name in usable:
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(output_dir="unused", optim=name, use_cpu=True))
+        except (ImportError, ValueError, RuntimeError) as error:
+            raise SettingsError(f"optimizer {name!r} cannot be used here: {error}") from error
         return
     reason = "needs a training loop of its own" if name in known else "is not known"
     raise SettingsError(f"optimizer {name!r} {reason}; use one of {', '.join(usable)}.")
