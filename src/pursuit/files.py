@@ -9,12 +9,12 @@ import json
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pursuit.errors import RunError, StoreError
+from pursuit.errors import RunError, SettingsError, StoreError
 
 METADATA = "pursuit"  # the one metadata key of our safetensors files
 PARTIAL = ".partial"  # suffix of a file still being written; never read, overwritten by the next start
@@ -36,14 +36,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
             os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 f"{path}: the disk is full. Free some space and start the same command again: "
                 "everything finished so far is kept."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise RunError(f"{path}: cannot be written ({error.strerror}). Choose another folder.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise _unwritable(path, error) from error
         raise
 
 
@@ -77,6 +78,31 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """SettingsError if a file to be written is one that is read, or lies in a folder that is read."""
+    read = {Path(given).resolve() for given in inputs if os.path.exists(given)}
+    for path in outputs:
+        if hit := read & {path.resolve(), *path.resolve().parents}:
+            raise SettingsError(f"{path}: would overwrite what is read ({hit.pop()}). Name another.")
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: cannot be written ({error.strerror}). Choose another folder.")
 
 
 def write_text(path: Path, text: str) -> None:

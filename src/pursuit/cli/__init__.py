@@ -6,6 +6,7 @@ not wait for torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -20,6 +21,8 @@ from pursuit.cli import compare, evaluate, finetune, report, select, stages  # n
 from pursuit.cli.app import app, parse_parameters
 from pursuit.errors import PursuitError
 from pursuit.settings import Settings, explain
+
+NAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
 __all__ = ["app", "main", "parse_parameters"]
 
@@ -37,6 +40,10 @@ def main(arguments: list[str] | None = None) -> None:
     except CycloptsError as error:
         cause = error.__cause__
         _fail(errors, explain(cause, Settings) if isinstance(cause, ValidationError) else str(error))
+    except OSError as error:
+        if error.errno not in NAMED or not error.filename:
+            raise
+        _fail(errors, f"{error.filename}: {error.strerror}.")
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on where it was.")
         sys.exit(130)

@@ -172,7 +172,9 @@ def print_methods() -> None:
         target = ", needs a target" if entry.needs_target else ""
         output.print(Text(f"  {entry.paper}{target}", style="dim"))
         if entry.parameters:
-            table = Table("parameter", "default", "accepts", "meaning", box=None, padding=(0, 2, 0, 2))
+            table = Table(box=None, padding=(0, 2, 0, 2))
+            for title in ("parameter", "default", "accepts", "meaning"):
+                table.add_column(title, overflow="fold")
             for parameter in entry.parameters:
                 table.add_row(parameter.name, str(parameter.default), parameter.accepted, parameter.description)
             output.print(table)

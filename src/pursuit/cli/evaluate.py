@@ -104,9 +104,12 @@ def _evaluate(settings: Settings, paths: list[str], plan: Plan, out: Path | None
     from pursuit.evaluate import read_eval_set
     from pursuit.evaluate.evaluation import carry_out
     from pursuit.evaluate.result import EXAMPLES, RESULT
+    from pursuit.files import make_folder
     from pursuit.models.loading import load_tokenizer
     from pursuit.pool import Pool
 
+    if out is not None:
+        make_folder(out)
     pool = None if not paths else Pool(
         paths, fields=settings.fields, on_bad_row=settings.on_bad_row, source_field=settings.source_field
     )  # fmt: skip

@@ -20,7 +20,7 @@ from pursuit.encoding import EncodedPool, Encoder, encode_pool
 from pursuit.engine import LOCAL, Engine
 from pursuit.errors import SelectionError
 from pursuit.evaluate import check_metrics, read_eval_set
-from pursuit.files import atomic_path, fingerprint
+from pursuit.files import atomic_path, fingerprint, make_folder
 from pursuit.finetune import FineTune
 from pursuit.finetune.run import check_optimizer
 from pursuit.models.loading import load_tokenizer, model_fingerprint, settled_dtype
@@ -72,8 +72,8 @@ def compare(
         SelectionError: a method needs a target, and the run has none.
         DataError: a held-out row that cannot be used.
     """
-    out = Path(out)
     _check(run, comparison)
+    out = make_folder(Path(out))
     trained = _Trained(run, comparison, out)
     made = choices(run, comparison, out)
     steps = _equal_steps(comparison, [len(chosen) for chosen, _ in made.values()])

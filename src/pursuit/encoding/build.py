@@ -131,7 +131,10 @@ def _prepare(folder: Path, settings: dict[str, Any]) -> None:
             return
         if (folder / MANIFEST).is_file():
             differing = [key for key in sorted({*found, *settings}) if found.get(key) != settings.get(key)]
-            named = "; ".join(f"{key} was {found.get(key)!r}, is now {settings.get(key)!r}" for key in differing)
+            named = "; ".join(
+                "the pool's files or how they are read have changed" if key == "pool"
+                else f"{key} was {found.get(key)!r}, is now {settings.get(key)!r}" for key in differing
+            )  # fmt: skip
             raise StoreError(f"{folder}: holds an encoding made from something else: {named}. Choose another folder.")
         for record in folder.glob("shard-*.json"):
             record.unlink()  # without its record a shard counts as not written

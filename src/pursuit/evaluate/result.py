@@ -140,11 +140,15 @@ def _scores(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
 
 
 def _cell(found: Score | None) -> str:
-    """The mean and half the interval's width."""
+    """The mean and half the interval's width, or its ends where it is not symmetric (shares of rows)."""
     if found is None:
         return "–"
-    spread = "" if found.low is None or found.high is None else f" ± {(found.high - found.low) / 2:.3f}"
-    return f"{found.mean:.3f}{spread}"
+    if found.low is None or found.high is None:
+        return f"{found.mean:.3f}"
+    below, above = found.mean - found.low, found.high - found.mean
+    return f"{found.mean:.3f} " + (
+        f"± {above:.3f}" if abs(above - below) < 0.001 else f"[{found.low:.3f}, {found.high:.3f}]"
+    )
 
 
 def _benchmark_table(benchmarks: Mapping[str, Mapping[str, float | None]]) -> Table:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rich.console import RenderableType
 
 from pursuit.errors import DataError
-from pursuit.files import atomic_path, sha256_file, write_text
+from pursuit.files import atomic_path, refuse_overwriting, sha256_file, write_text
 from pursuit.overview import Render, report_data
 from pursuit.pool import Pool, write_subset
 from pursuit.pool.write import SUBSET_ENDINGS
@@ -21,7 +21,7 @@ from pursuit.report import terminal_summary, write_report
 from pursuit.selectors import Selection
 from pursuit.store.features import Features
 
-CHOSEN = "chosen.parquet"
+CHOSEN, REPORT = "chosen.parquet", "report.html"
 SUBSET_DIGEST = b"subset_sha256"  # in the table's metadata
 
 
@@ -58,6 +58,7 @@ def publish(
         about: what else the report shows (settings, timings, cost, refused, …), see `ReportData`.
     """
     chosen = chosen_table(selection, features)
+    refuse_overwriting(written(subset), [] if pool is None else [source.path for source in pool.sources])
     if pool is None:
         write_indices(chosen, subset)
     else:
@@ -66,7 +67,7 @@ def publish(
     table = beside(subset, CHOSEN)
     write_table(chosen.replace_schema_metadata({SUBSET_DIGEST: sha256_file(subset).encode()}), table)
     data = report_data(selection, features, chosen, render=render, **about)
-    report = beside(subset, "report.html")
+    report = beside(subset, REPORT)
     write_report(data, report)
     return Result(selection, subset, table, report, terminal_summary(data), about.get("cost", {}))
 
@@ -104,6 +105,11 @@ def read_chosen(subset: Path, rows: int, otherwise: str = "") -> pa.Table:
             path=str(path),
         )
     return table
+
+
+def written(subset: Path) -> list[Path]:
+    """All files that `publish` writes."""
+    return [subset, beside(subset, CHOSEN), beside(subset, REPORT)]
 
 
 def chosen_table(selection: Selection, features: Features) -> pa.Table:

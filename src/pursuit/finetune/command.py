@@ -20,7 +20,7 @@ from pursuit.errors import RunError, SettingsError
 from pursuit.export.subset import read_chosen
 from pursuit.finetune.recipe import FineTune
 from pursuit.finetune.result import Finetuned, read_record
-from pursuit.finetune.run import check_optimizer, finetune, finished
+from pursuit.finetune.run import check_folder, check_optimizer, finetune, finished
 from pursuit.models.loading import load_model, load_tokenizer, model_fingerprint, settled_dtype
 from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
@@ -70,6 +70,7 @@ def run_finetune(
         online: name of a batch selector, with its parameters.
     """
     check_optimizer(recipe.optimizer)
+    check_folder(out)
     chooser = _chooser(online, online_parameters or {})
     settings = _settings(source, given, full)
     recipe = replace(recipe, seed=settings.seed)

@@ -237,8 +237,18 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.to(dtype)
 
 
+def check_folder(folder: Path) -> None:
+    """SettingsError for a folder with a model or run that this training has not made, which it would write into."""
+    if read_record(folder):
+        return
+    for name, what in (("config.json", "a model"), ("adapter_config.json", "an adapter"), ("settings.json", "a run")):
+        if (folder / name).exists():
+            raise SettingsError(f"{folder}: holds {what}, which would be written over. Choose another folder.")
+
+
 def _claim(folder: Path, made_from: dict[str, Any]) -> None:
     """Write down what this training is made from, or refuse a folder that was begun with something else."""
+    check_folder(folder)
     record = read_record(folder)
     before = record.get("made_from", {})
     if before == made_from:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from pursuit.encoding import EncodedPool, encode_pool
+from pursuit.encoding import EncodedPool
 from pursuit.errors import SettingsError
 from pursuit.inspection.autotune import autotune as autotune_features
 from pursuit.inspection.data import Inspection, Prediction, Proposal, TargetView
@@ -28,6 +28,7 @@ from pursuit.pool import Pool, Refusal
 from pursuit.progress import say
 from pursuit.run.leaks import find_leaks
 from pursuit.run.run import Run
+from pursuit.run.stages import Rows
 from pursuit.settings import merge, settings_from
 
 __all__ = ["Inspection", "Prediction", "inspect", "inspect_pool", "print_inspection"]
@@ -76,7 +77,7 @@ class _Look:
 
     run: Run
     place: Path
-    encoded: EncodedPool | None
+    encoded: Rows | None
     target: EncodedPool | None
     inspection: Inspection
 
@@ -109,17 +110,15 @@ def _lenient(run: Run, paths: list[str]) -> Pool:
     return Pool(paths, fields=s.fields, on_bad_row="skip", source_field=s.source_field)
 
 
-def _encode(run: Run, pool: Pool, temporary: Path, stands: bool) -> tuple[EncodedPool | None, list[Refusal]]:
+def _encode(run: Run, pool: Pool, temporary: Path, stands: bool) -> tuple[Rows | None, list[Refusal]]:
     """That of a run that stands; otherwise a temporary one, which lists the bad rows instead of stopping at them."""
     if stands:  # it is checked and opened, which costs the run no time
-        encoded = encode_pool(run.pool, run.encoder, run.folder.encoded)
+        encoded = run.encode()
         return encoded, encoded.refused
     return encode_or_refuse(pool, run.encoder, temporary / "encoded")
 
 
-def _view_target(
-    run: Run, encoded: EncodedPool | None, temporary: Path
-) -> tuple[EncodedPool | None, TargetView | None]:
+def _view_target(run: Run, encoded: Rows | None, temporary: Path) -> tuple[EncodedPool | None, TargetView | None]:
     if not run.settings.target:
         return None, None
     pool = _lenient(run, run.settings.target)

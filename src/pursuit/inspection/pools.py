@@ -26,6 +26,7 @@ from pursuit.inspection.data import (
     Truncation,
 )
 from pursuit.pool import Pool, Refusal
+from pursuit.run.stages import Rows
 
 UNLIMITED = 2**31 - 1  # tokens: no row is cut
 BATCH_ROWS = 256  # rows tokenised in one call
@@ -55,7 +56,7 @@ def _refusals(pool: Pool, encoder: Encoder) -> Iterator[Refusal]:
                 yield Refusal(item.path, item.line, outcome.reason, item.row)
 
 
-def view_pool(pool: Pool, encoder: Encoder, encoded: EncodedPool | None, refused: Sequence[Refusal]) -> PoolView:
+def view_pool(pool: Pool, encoder: Encoder, encoded: Rows | None, refused: Sequence[Refusal]) -> PoolView:
     """Count a pool's rows.
 
     Args:
@@ -113,7 +114,7 @@ def view_lengths(lengths: NDArray[np.int32]) -> Lengths:
     )  # fmt: skip
 
 
-def view_truncation(pool: Pool, encoder: Encoder, encoded: EncodedPool) -> Truncation:
+def view_truncation(pool: Pool, encoder: Encoder, encoded: Rows) -> Truncation:
     """What truncation loses; the truncated rows are encoded once more, whole, to tell response from the rest."""
     cut = encoded.rows.filter(encoded.rows["truncated"])
     if not cut.num_rows:
@@ -160,7 +161,7 @@ def choose_examples(rows: pa.Table, count: int) -> list[int]:
     ]
 
 
-def show_examples(encoder: Encoder, encoded: EncodedPool, count: int) -> tuple[ShownExample, ...]:
+def show_examples(encoder: Encoder, encoded: Rows, count: int) -> tuple[ShownExample, ...]:
     """Some rows as the model will see them, spread over the sources; the same ones each time."""
     shown = []
     for index in choose_examples(encoded.rows, count):

@@ -19,6 +19,7 @@ from pursuit.inspection.memory import estimated_peak, total_memory
 from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.progress import say
 from pursuit.recipes import Recipe
+from pursuit.run.stages import Rows
 from pursuit.settings import Settings
 from pursuit.store.codecs import row_bytes
 from pursuit.warmup.plan import Plan
@@ -28,7 +29,7 @@ PER_ROW = 12  # bytes beside a stored row at one checkpoint: its two norms and i
 
 
 def predict(
-    model: nn.Module, settings: Settings, encoded: EncodedPool, target: EncodedPool | None, place: Path, timed: bool
+    model: nn.Module, settings: Settings, encoded: Rows, target: EncodedPool | None, place: Path, timed: bool
 ) -> Prediction:
     """What warm-up and features of this pool (and target) will take.
 

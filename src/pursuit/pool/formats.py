@@ -11,6 +11,7 @@ from pursuit.pool.examples import BadRow, Message
 
 FIELD_NAMES = ("messages", "prompt", "response", "system", "text", "source")
 CHAT_FIELDS = ("messages", "conversations")
+OPTIONS = ("options", "choices")
 ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
@@ -124,6 +125,9 @@ def _request_and_reply(record: Mapping[str, Any], pair: _Pair, response: str) ->
         beside = next((name for name in pair.inputs if record.get(name) is not None), None)
         extra = _string(record[beside], f"field {beside!r}") if beside else ""
         turns = [Message("user", "\n\n".join(part for part in (request, extra) if part.strip()) if extra else request)]
+    if isinstance(reply, int) and not isinstance(reply, bool):  # the position of an option, as exams are often kept
+        options = next((record[name] for name in OPTIONS if isinstance(record.get(name), list)), [])
+        reply = options[reply] if 0 <= reply < len(options) else reply
     if isinstance(reply, list):
         return turns + _turns(reply, response)
     return [*turns, Message("assistant", _string(reply, f"field {response!r}"))]

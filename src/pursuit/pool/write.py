@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pursuit.errors import DataError, SettingsError
-from pursuit.files import atomic_path
+from pursuit.files import atomic_path, make_folder
 from pursuit.pool.pool import Pool
 from pursuit.pool.readers import Record, arrow_schema
 from pursuit.pool.sources import Source
@@ -57,8 +57,7 @@ def write_subset(pool: Pool, rows: Sequence[int] | np.ndarray, out_path: str | P
 
 def _write_lines(pool: Pool, ascending: np.ndarray, positions: np.ndarray, path: Path) -> None:
     """The pool is read once in its own order into a spill file, from which the lines are taken in the chosen order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial, tempfile.TemporaryFile(dir=path.parent) as spill:
+    with atomic_path(path) as partial, tempfile.TemporaryFile(dir=make_folder(path.parent)) as spill:
         ends = []
         for example in pool.take(ascending):
             spill.write(example.raw + b"\n")

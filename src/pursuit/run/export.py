@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pursuit.errors import SettingsError, StoreError
 from pursuit.export.formats import Exported, TrainerFormat, TrainOn, check_out, write_for_trainer
 from pursuit.export.subset import read_chosen
+from pursuit.files import refuse_overwriting
 from pursuit.pool import Pool
 from pursuit.run.saved import find_selection
 from pursuit.selectors import Selection
@@ -64,6 +65,8 @@ def export_subset(
     path = _not_an_input(check_out(to, out), pool)
     examples = list(pool)
     table = read_chosen(Path(subset), len(examples))
+    if "path" in table.column_names:
+        refuse_overwriting([path], set(table["path"].to_pylist()))
     for name in {"source", "path", "line"} & set(table.column_names):
         values = table[name].to_pylist()
         examples = [replace(example, **{name: value}) for example, value in zip(examples, values, strict=True)]

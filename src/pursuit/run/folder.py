@@ -7,12 +7,12 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pursuit.errors import RunError
+from pursuit.errors import RunError, StoreError
 from pursuit.files import read_json, write_json
 from pursuit.settings import Settings, differences, merge, settings_from
 
@@ -156,7 +156,10 @@ class RunFolder:
         try:
             yield
         finally:
-            seconds = read_json(path) if path.exists() else {}
+            seconds: dict[str, float] = {}
+            if path.exists():
+                with suppress(StoreError):  # damaged: the seconds of this start are better than none
+                    seconds = read_json(path)
             seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
             write_json(path, seconds)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from pursuit.encoding import duplicate_groups, render_tokens
-from pursuit.errors import StoreError
-from pursuit.export.subset import Result, beside, chosen_table, publish
-from pursuit.files import fingerprint, read_json, write_json
+from pursuit.errors import SettingsError, StoreError
+from pursuit.export.subset import CHOSEN, REPORT, Result, beside, chosen_table, publish
+from pursuit.files import fingerprint, read_json, refuse_overwriting, write_json
 from pursuit.overview import report_data
 from pursuit.overview.agreement import agreement as agreement_of
 from pursuit.report import AgreementData, write_report
@@ -86,9 +87,17 @@ def report_again(
         agreement: also run the method again with another seed, on single checkpoints and on halves of the projection,
             and show how much of the choice stays.
         price_per_hour: of the machine, in `currency`: then the page shows money beside time.
-        out: the page; beside the subset without.
+        out: the page; without, beside the subset, or in the selection's folder if another subset stands there now.
+
+    Raises:
+        SettingsError: the page is not named .html, or would overwrite what the run reads.
     """
+    if out is not None:
+        if out.suffix != ".html":
+            raise SettingsError(f"{out}: the page is HTML; name the file so.")
+        refuse_overwriting([out], stages.inputs())
     choice, selection = Choice.load(folder), Selection.load(folder)
+    subset = Path(choice.subset)
     selector = method(choice.method, **choice.parameters)
     with stages.folder.locked():
         encoded = stages.encode()
@@ -102,9 +111,17 @@ def report_again(
             agreement=_agreement(choice, selector, selection, features, target, keep) if agreement else None,
             **_about(stages, choice, selector, selection, target, keep, notes),
         )  # fmt: skip
-    page = out or beside(Path(choice.subset), "report.html")
+    page = out or (beside(subset, REPORT) if _is_of(subset, selection) else folder / REPORT)
     write_report(data, page)
     return page
+
+
+def _is_of(subset: Path, selection: Selection) -> bool:
+    """Whether the rows beside which the page would be written are still those of the selection."""
+    table = beside(subset, CHOSEN)
+    if not table.exists():
+        return True
+    return pq.read_table(table, columns=["index"])["index"].to_pylist() == selection.indices.tolist()
 
 
 def _kept(stages: Stages, encoded: Rows, choice: Choice) -> tuple[np.ndarray, list[str]]:

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
 from pursuit.errors import RunError, SelectionError, SettingsError
-from pursuit.export.subset import Result
+from pursuit.export.subset import Result, written
+from pursuit.files import refuse_overwriting
 from pursuit.models.loading import settled_dtype
 from pursuit.pool import Pool, check_subset_path
 from pursuit.pool.sources import split_name
@@ -99,7 +100,7 @@ class Run:
     def warmup(self) -> Trajectory:
         """The warm-up run; also encodes."""
         with self.folder.locked():
-            return self.stages.warmup()
+            return self.stages.warmup(check=True)
 
     def extract(self, *, append: str | Path | Sequence[str | Path] | None = None) -> Features:
         """Gradient features of the pool at every checkpoint; also encodes and warms up.
@@ -164,12 +165,15 @@ class Run:
             SelectionError: the method needs a target and there is none.
         """
         chosen = method(selector, **parameters) if isinstance(selector, str) else selector
+        if not isinstance(chosen, Selector):
+            raise SettingsError(f"{chosen!r} is no selector: give a method's name, or such as Tagcos(clusters=50).")
         if parameters and not isinstance(selector, str):
             raise SettingsError(f"give {', '.join(parameters)} to {type(selector).__name__}(…) itself.")
         if chosen.needs_target and not self.settings.target:
             raise SelectionError(f"{chosen.name} needs a target: files with examples to be good at (--target FILE).")
         check_budget(budget)
         subset = None if out is None else check_subset_path(out)
+        refuse_overwriting([] if subset is None else written(subset), self.stages.inputs())
         seed = self.settings.seed if seed is None else seed
         with self.folder.locked():
             target_rows = self._target_rows(chosen)

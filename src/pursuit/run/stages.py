@@ -54,6 +54,13 @@ class Stages:
         """The rows of all parts: those that the run began with, and those appended."""
         return self._pool([path for part in self.folder.parts(self.settings.pool) for path in part.paths])
 
+    def inputs(self) -> list[str]:
+        """Files and folders that this run reads and does not write: pool, target, model, adapter."""
+        s = self.settings
+        files = [source.path for source in self.pool.sources]
+        files += [source.path for source in self._pool(list(s.target)).sources] if s.target else []
+        return [*files, *(str(path) for path in (s.model, s.adapter) if path)]
+
     def encode(self) -> Rows:
         """Tokens and response masks of every usable row."""
         parts = self.folder.parts(self.settings.pool)
@@ -110,20 +117,30 @@ class Stages:
             row += len(part) + sum(refusal.row is not None for refusal in part.refused)
         return JoinedRows(encoded, first_rows)
 
-    def warmup(self) -> Trajectory:
-        """The finished trajectory, for which no model is needed, or the warm-up on the first part that makes it."""
+    def warmup(self, *, check: bool = False) -> Trajectory:
+        """The finished trajectory, for which no model is needed, or the warm-up on the first part that makes it.
+
+        Args:
+            check: read all of a finished one, and make again what is damaged.
+        """
         self.encode()
         first, manifest = self._encoded[0], self.folder.warmup / "model.json"
         model = {"model": self.model_digest, "data": first.manifest["settings"]}
         if manifest.exists() and read_json(manifest) != model:
+            before = read_json(manifest)
+            changed = "the pool's files have" if before.get("model") == model["model"] else "the model has"
             raise RunError(
-                f"{self.folder.path}: the model or the pool's files have changed since the warm-up was made. "
-                "Choose another run folder, or put them back."
+                f"{self.folder.path}: {changed} changed since the warm-up was made. Choose another run folder, or put "
+                "back what was there."
             )
         write_json(manifest, model)
         try:
-            return Trajectory(self.folder.warmup)
+            trajectory = Trajectory(self.folder.warmup)
+            if check:
+                trajectory.check()
+            return trajectory
         except StoreError:
+            self.__dict__.pop("model", None)  # one that was trained or moved to a checkpoint is not where it begins
             with self.folder.timed("warm-up"):
                 return warm_up(self.model, first, self.folder.warmup, self.settings.warmup_recipe())
 

@@ -12,8 +12,8 @@ ACCEPTED = 'Give a share such as "5%" or 0.05, or a whole number of rows such as
 def parse_budget(budget: str | float, num_rows: int) -> int:
     """The number of rows that a budget means for a pool of `num_rows` rows.
 
-    "5%" and 0.05 are a share, rounded to the nearest whole number (a half up) [ours]; 1 and above is the number itself,
-    as a number or as text.
+    "5%" and 0.05 are a share, rounded to the nearest whole number (a half up) [ours]; a whole number is the number of
+    rows, as a number or as text. 1.0 could be meant as either, and is refused.
 
     Raises:
         SettingsError: not a number, 0 or less, less than one row, more than the pool, or a fraction of a row.
@@ -48,6 +48,8 @@ def _parsed(budget: str | float) -> tuple[bool, Decimal]:
         raise SettingsError(f"budget {budget!r} is not a number. {ACCEPTED}")
     if percent:
         return True, value / 100
+    if value == 1 and (isinstance(budget, float) or "." in text):
+        raise SettingsError(f"budget {budget!r} could be one row or all of them: write 1 or 100%.")
     if value >= 1 and value != value.to_integral_value():
         raise SettingsError(f"budget {budget!r} is not a whole number of rows. {ACCEPTED}")
     return value < 1, value

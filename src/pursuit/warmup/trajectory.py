@@ -70,10 +70,12 @@ class Checkpoint:
         path = self.folder / file
         try:
             if sha256_file(path) != self.sha256[file]:
-                raise StoreError(f"{path}: damaged (its SHA-256 is not the one written). Run the warm-up again.")
+                raise StoreError(
+                    f"{path}: damaged (its SHA-256 is not the one written). `pursuit warmup --run` makes it again."
+                )
             return load_file(path)
         except (OSError, SafetensorError, KeyError) as error:
-            raise StoreError(f"{path}: cannot be read ({error}). Run the warm-up again.") from error
+            raise StoreError(f"{path}: cannot be read ({error}). `pursuit warmup --run` makes it again.") from error
 
 
 class Trajectory:
@@ -100,6 +102,12 @@ class Trajectory:
                 f"{self.folder}: the warm-up is unfinished: {len(self.checkpoints)} of {len(steps)} checkpoints are "
                 "here. Start it again; it goes on where it stopped."
             )
+
+    def check(self) -> None:
+        """StoreError if a file of a checkpoint is not the one that was written."""
+        for checkpoint in self.checkpoints:
+            for file in checkpoint.sha256:
+                checkpoint.tensors(file)
 
     def __len__(self) -> int:
         """T, the number of checkpoints."""
