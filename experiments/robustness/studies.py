@@ -22,6 +22,7 @@ from pursuit.compare import Comparison
 PLAYED_STEPS = 200
 TARGETED = ("gtp", "less", "rds", "random")
 IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "random")
+TRANSFERRED = ("gtp", "tagcos(clusters=10)", "random")
 MIXED = ("gtp", "less", "tagcos(clusters=10)", "random")
 Changes = dict[str, dict[str, Any]]
 GOALS = {"targeted": (TARGETED, TARGETS), "in-domain": (IN_DOMAIN, KINDS)}
@@ -173,8 +174,8 @@ def mixed_models(folders: Folders) -> Study:
     data = mixed_data(folders.mixed)
     run = mixed_run(folders.mixed, data, "default")
     compared = Comparison(
-        methods=MIXED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
-        train_model=str(fetch_gemma()), train_template="chatml",
+        methods=TRANSFERRED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
+        train_model=str(fetch_gemma()), train_template="plain",  # Gemma would spell chatml's marks in letters
     )  # fmt: skip
     return Study(
         "Mixed pool: what SmolLM2-135M-Instruct chose, trained by Gemma 3 270M, a base model (LoRA of the same rank on "
