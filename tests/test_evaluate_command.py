@@ -74,7 +74,10 @@ def test_the_command_shows_all_rows_first_and_leaves_scores_and_rows(
 ) -> None:
     out = tmp_path / "scores"
     assert run("--model", model, "--eval", data, "--metrics", "loss,exact,choice", "--out", out) == 0
-    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    shown = capsys.readouterr().out
+    lines = [line.split("  ")[0] for line in shown.splitlines() if not line.startswith(" ")]
+    exact = Evaluation.load(out).overall["exact"]
+    assert f"[{exact.low:.3f}, {exact.high:.3f}]" in shown, "a share's interval is not symmetric"
     assert lines[lines.index("all rows") :][:4] == ["all rows", "mean of families", "even", "odd"]
     found = Evaluation.load(out)
     direct = evaluate(tiny_model("llama"), tiny_tokenizer(), data, metrics=["loss", "exact", "choice"])

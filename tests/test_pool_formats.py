@@ -10,6 +10,7 @@ import pytest
 
 from pursuit.errors import DataError, SettingsError
 from pursuit.pool import Example, Message, Pool
+from pursuit.pool.formats import BadRow, read_content
 
 QUESTION = Message("user", "2+2?")
 REPLY = Message("assistant", "4")
@@ -178,3 +179,13 @@ def test_skip_lists_every_bad_row_and_goes_on_with_ordinals_that_count_all_rows(
 def test_a_pool_of_which_no_row_is_usable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no usable row: 2 were refused, the first \(.*jsonl, line 1\): malformed"):
         list(pool_of(tmp_path, "{", "}", on_bad_row="skip"))
+
+
+def test_an_answer_that_is_a_position_is_that_option():
+    row = {"prompt": "1 + 1?", "options": ["2", "3"], "answer": 0}
+    messages, _ = read_content(row, {})
+    assert [message.content for message in messages] == ["1 + 1?", "2"]
+    assert read_content({"question": "1 + 1?", "choices": ["3", "2"], "answer": 1}, {})[0][1].content == "2"
+    for wrong in (2, -1, True):
+        with pytest.raises(BadRow, match="'answer' must be text"):
+            read_content({**row, "answer": wrong}, {})

@@ -90,7 +90,10 @@ class Evaluation:
     def table(self) -> Group:
         """For the terminal: all rows first, then the mean of families, then each family."""
         metrics = list(self.overall)
-        table = Table("", *(metric.replace("_", " ") for metric in metrics), box=None, padding=(0, 2, 0, 0))
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("", no_wrap=True)
+        for metric in metrics:
+            table.add_column(metric.replace("_", " "))
         table.add_row(Text("all rows", style="bold"), *(_cell(self.overall.get(metric)) for metric in metrics))
         if len(self.families) > 1:
             table.add_row(Text("mean of families", style="bold"), *(_cell(self.macro.get(name)) for name in metrics))
@@ -146,9 +149,9 @@ def _cell(found: Score | None) -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:.3f}"
     below, above = found.mean - found.low, found.high - found.mean
-    return f"{found.mean:.3f} " + (
-        f"± {above:.3f}" if abs(above - below) < 0.001 else f"[{found.low:.3f}, {found.high:.3f}]"
-    )
+    if abs(above - below) < 0.001:
+        return f"{found.mean:.3f} ± {above:.3f}"
+    return f"{found.mean:.3f}\n[{found.low:.3f}, {found.high:.3f}]"
 
 
 def _benchmark_table(benchmarks: Mapping[str, Mapping[str, float | None]]) -> Table:

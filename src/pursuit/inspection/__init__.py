@@ -113,7 +113,7 @@ def _lenient(run: Run, paths: list[str]) -> Pool:
 def _encode(run: Run, pool: Pool, temporary: Path, stands: bool) -> tuple[Rows | None, list[Refusal]]:
     """That of a run that stands; otherwise a temporary one, which lists the bad rows instead of stopping at them."""
     if stands:  # it is checked and opened, which costs the run no time
-        encoded = run.encode()
+        encoded = run.stages.checked()
         return encoded, encoded.refused
     return encode_or_refuse(pool, run.encoder, temporary / "encoded")
 

@@ -126,7 +126,7 @@ def _request_and_reply(record: Mapping[str, Any], pair: _Pair, response: str) ->
         extra = _string(record[beside], f"field {beside!r}") if beside else ""
         turns = [Message("user", "\n\n".join(part for part in (request, extra) if part.strip()) if extra else request)]
     if isinstance(reply, int) and not isinstance(reply, bool):  # the position of an option, as exams are often kept
-        options = next((record[name] for name in OPTIONS if isinstance(record.get(name), list)), [])
+        options: list[Any] = next((record[name] for name in OPTIONS if isinstance(record.get(name), list)), [])
         reply = options[reply] if 0 <= reply < len(options) else reply
     if isinstance(reply, list):
         return turns + _turns(reply, response)

@@ -93,6 +93,15 @@ class Stages:
             self._encoded = [EncodedPool(part.encoded) for part in self.folder.parts(self.settings.pool)]
         return self.joined(self._encoded)
 
+    def checked(self) -> Rows:
+        """The tokens as they stand, if the pool's files are still those that were encoded; nothing is written.
+
+        Raises:
+            StoreError: they are others.
+        """
+        parts = self.folder.parts(self.settings.pool)
+        return self.joined([encode_pool(self._pool(part.paths), self.encoder, part.encoded) for part in parts])
+
     def first_part(self) -> EncodedPool:
         """The rows that the run began with, and warmed up on."""
         self.encode()
