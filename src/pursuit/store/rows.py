@@ -35,9 +35,10 @@ def row_numbers(rows: Rows | NDArray[np.bool_], count: int) -> NDArray[np.int64]
     """The numbers of rows given by a slice, numbers (from the end where they are negative) or a mask of all `count`."""
     if isinstance(rows, slice):
         return np.arange(*rows.indices(count))
-    if rows.dtype == bool:
-        return np.flatnonzero(rows)
-    numbers = rows.astype(np.int64, copy=False)
+    given = np.asarray(rows)
+    if given.dtype == bool:
+        return np.flatnonzero(given)
+    numbers = given.astype(np.int64, copy=False)
     return np.where(numbers < 0, numbers + count, numbers)
 
 
