@@ -207,7 +207,7 @@ def test_a_finished_store_of_something_else_is_refused_and_the_difference_named(
     with pytest.raises(StoreError, match="model was 'a', is now 'b'"):
         encode_pool(pool, encoder, folder, fingerprint={"model": "b"})
     write_rows(tmp_path / "rows.jsonl", 41)
-    with pytest.raises(StoreError, match="the pool.s files or how they are read have changed"):
+    with pytest.raises(StoreError, match="files or how they are read have changed"):
         encode_pool(Pool(tmp_path / "rows.jsonl"), encoder, folder, fingerprint={"model": "a"})
 
 
