@@ -108,6 +108,11 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, marks, *rest])
 
 
+def part_of(study: str, path: Path) -> str:
+    """The part of a text that stands under the study's name."""
+    return path.read_text(encoding="utf-8").partition(f"# {study}\n")[2].partition("\n# ")[0].strip()
+
+
 def _score(found: MethodScore) -> dict[str, Any]:
     return {
         "method": found.method, "rows": found.rows, "seeds": found.seeds, "score": _interval(found.score),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from experiments.optbatch.__main__ import affordable_steps
 from experiments.optbatch.studies import STUDIES, Arm
-from experiments.optbatch.table import EXPECTED, _of, summary
+from experiments.optbatch.table import EXPECTED, summary
+from experiments.records import part_of
 
 
 def cell(arm: str, seed: int, cpu: float = 10.0, loss: float = 2.0, exact: float = 0.5) -> dict[str, Any]:
@@ -45,4 +46,4 @@ def test_every_selector_of_the_experiment_exists_and_its_expectations_are_writte
     assert Arm("full").selector(3).seed == 3
     assert Arm("optbatch", 0.7).selector(0).prune == 0.7
     for name in STUDIES:
-        assert _of(name, EXPECTED).startswith("1. *Cost:*")
+        assert part_of(name, EXPECTED).startswith("1. *Cost:*")

@@ -64,7 +64,8 @@ def main(
             family, f"{np.mean(losses[family]):.2f}", f"{len(losses[family]) / len(rows):.0%}",
             *(f"{share:.0%}" for share in shares),
         ])  # fmt: skip
-    text = f"# What is kept at prune {prune:g}, before any training: {study}\n\n{markdown_table(table)}\n"
+    title = f"# What is kept at prune {prune:g}, before any training: {study}"
+    text = f"{title}\n\nSeed {seed}, of the order and of the choice.\n\n{markdown_table(table)}\n"
     write_text(results / f"optbatch-{study}-kept.md", text)
     print(text)
 

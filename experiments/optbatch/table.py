@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.records import Record, markdown_table, spread
+from experiments.records import Record, markdown_table, part_of, spread
 from pursuit.compare.results import interval
 from pursuit.files import write_text
 
@@ -50,19 +50,14 @@ def _interval(values: Sequence[float]) -> list[float | None]:
 def write_table(record: Record, path: Path) -> str:
     """Write the page; the text of it."""
     name = record["study"]
-    parts = [f"# OptBatch in small: {name}", _about(record), "## Expected", _of(name, EXPECTED)]
+    parts = [f"# OptBatch in small: {name}", _about(record), "## Expected", part_of(name, EXPECTED)]
     if FOUND.exists():
-        parts += ["## Found", _of(name, FOUND)]
+        parts += ["## Found", part_of(name, FOUND)]
     for which, title in TITLES.items():
         parts += [f"## {title}", _scores(record[which], record["untrained"])]
     text = "\n\n".join(parts) + "\n"
     write_text(path, text)
     return text
-
-
-def _of(study: str, path: Path) -> str:
-    """The part of a text that stands under the study's name."""
-    return path.read_text(encoding="utf-8").partition(f"# {study}\n")[2].partition("\n# ")[0].strip()
 
 
 def _about(record: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.records import Record, columns_table, score_table
+from experiments.records import Record, columns_table, part_of, score_table
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
@@ -14,9 +14,9 @@ EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent /
 def write_table(record: Record, path: Path) -> str:
     """Write the page; the text of it."""
     name = record["study"]
-    parts = [f"# Does the choice hold: {name}", _about(record), "## Expected", _of(name, EXPECTED)]
+    parts = [f"# Does the choice hold: {name}", _about(record), "## Expected", part_of(name, EXPECTED)]
     if FOUND.exists():
-        parts += ["## Found", _of(name, FOUND)]
+        parts += ["## Found", part_of(name, FOUND)]
     for goal, columns in record["goals"].items():
         parts += [f"## {goal[0].upper()}{goal[1:]}", f"Held out: {next(iter(columns.values()))['evaluation']}."]
         parts += list(_scores(columns))
@@ -34,11 +34,6 @@ def _scores(columns: Record) -> Iterator[str]:
         else:
             yield columns_table(metric, columns)
             yield columns_table(metric, columns, to_random=True)
-
-
-def _of(study: str, path: Path) -> str:
-    """The part of a text that stands under the study's name."""
-    return path.read_text(encoding="utf-8").partition(f"# {study}\n")[2].partition("\n# ")[0].strip()
 
 
 def _about(record: Record) -> str:
