@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from experiments.pools.mixed import make_mixed
 from pursuit import Run
 from pursuit.finetune import FineTune
 
-ROWS, EVAL_ROWS, TARGET_ROWS, CHARACTERS = 600, 10, 5, 140
 FAMILIES = (
     "object_counting", "hyperbaton", "implicatures", "strategyqa", "social_support", "tense",
     "unit_conversion/unit_addition_same", "spell_backward", "anachronisms", "reasoning_about_colored_objects",
@@ -31,13 +31,23 @@ RUN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def mixed_data(out: Path) -> Path:
+@dataclass(frozen=True)
+class Draw:
+    """Which rows: see `make_mixed`."""
+
+    rows: int = 600
+    eval_rows: int = 10
+    target_rows: int = 5
+    families: tuple[str, ...] = FAMILIES
+    max_characters: int = 140
+    seed: int = 0
+
+
+def mixed_data(out: Path, draw: Draw | None = None) -> Path:
     """Write pool, target and held-out rows; skipped where they stand."""
     data = out / "data"
     if not (data / "about.json").exists():
-        make_mixed(
-            data, ROWS, eval_rows=EVAL_ROWS, target_rows=TARGET_ROWS, families=FAMILIES, max_characters=CHARACTERS
-        )
+        make_mixed(data, **vars(draw or Draw()))
     return data
 
 

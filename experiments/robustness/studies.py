@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.mixed.setting import TRAINING as MIXED_TRAINING
-from experiments.mixed.setting import mixed_data, mixed_run
+from experiments.mixed.setting import Draw, mixed_data, mixed_run
 from experiments.robustness.gemma import fetch_gemma
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
 from experiments.textgames.setting import RUN, TRAINING, games_run, held_out
@@ -24,6 +24,15 @@ TARGETED = ("gtp", "less", "rds", "random")
 IN_DOMAIN = ("gtp(in_domain=true)", "tagcos(clusters=20)", "random")
 TRANSFERRED = ("gtp", "tagcos(clusters=10)", "random")
 MIXED = ("gtp", "less", "tagcos(clusters=10)", "random")
+INSTRUCTIONS = Draw(
+    eval_rows=8, max_characters=650,
+    families=(
+        "subtask018_mctaco_temporal_reasoning_presence", "subtask033_winogrande_answer_generation",
+        "subtask039_qasc_find_overlapping_words", "subtask041_qasc_answer_generation",
+        "subtask043_essential_terms_answering_incomplete_questions", "subtask046_miscellaenous_question_typing",
+        "subtask050_multirc_answerability", "subtask051_multirc_correct_answer_single_sentence",
+    ),
+)  # fmt: skip
 Changes = dict[str, dict[str, Any]]
 GOALS = {"targeted": (TARGETED, TARGETS), "in-domain": (IN_DOMAIN, KINDS)}
 OPTIMIZERS = {"adafactor": 2e-3, "sgd": 0.3}  # and their learning rates
@@ -183,9 +192,25 @@ def mixed_models(folders: Folders) -> Study:
     )  # fmt: skip
 
 
+def natural_instructions(folders: Folders) -> Study:
+    """Another draw of the mixed pool, of longer rows."""
+    out = folders.mixed / "natural-instructions"
+    data = mixed_data(out, INSTRUCTIONS)
+    compared = Comparison(
+        methods=MIXED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
+        metrics=("loss", "exact"),
+    )  # fmt: skip
+    return Study(
+        "Another draw of the mixed pool: rows of up to 650 characters for 140, so that a third of them are of Natural "
+        "Instructions, among which are tasks that ask for wrong answers; eight of its tasks are held out and aimed at.",
+        {"eight tasks": {"": (mixed_run(out, data, "default"), compared)}},
+    )  # fmt: skip
+
+
 STUDIES: dict[str, Callable[[Folders], Study]] = {
     "models": models, "optimizers": optimizers, "schedules": schedules, "warmups": warmups, "budgets": budgets,
     "played": played, "mixed-exact": mixed_exact, "mixed-models": mixed_models,
+    "natural-instructions": natural_instructions,
 }  # fmt: skip
 
 
