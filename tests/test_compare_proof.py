@@ -14,7 +14,7 @@ import pytest
 
 from pursuit.compare import Comparison, compare
 from pursuit.compare.plan import FULL, UNTRAINED, cells
-from pursuit.compare.results import comparison_data, interval
+from pursuit.compare.results import _gain, comparison_data, interval
 from pursuit.compare.work import Job
 from test_compare import TRAIN, begun, settings  # noqa: F401  (begun is a fixture)
 from test_run import place  # noqa: F401  (a fixture)
@@ -135,3 +135,16 @@ def _killed_after_a_cell(run, heldout, out) -> set[str]:
 
 def _standing(out) -> set[str]:
     return {path.parent.name for path in (out / "cells").glob("*/cell.json")}
+
+
+@pytest.mark.parametrize(
+    ("metric", "untrained", "whole", "known"),
+    [
+        ("loss", 3.0, [2.0, 2.1], True), ("loss", 2.0, [2.1, 2.2], False), ("loss", 2.0, [1.9, 2.05, 2.0], False),
+        ("exact", 0.1, [0.5], True), ("exact", 0.5, [0.5], False), ("loss", None, [1.0], False),
+        ("loss", 2.0, [], False),
+    ],
+)  # fmt: skip
+def test_a_share_of_the_gain_is_shown_only_where_there_is_a_gain(metric, untrained, whole, known):
+    found = _gain(metric, untrained, whole)
+    assert found == ((untrained, pytest.approx(np.mean(whole))) if known else None)

@@ -17,6 +17,7 @@ from pursuit.engine import engine_for
 from pursuit.engine.ray_engine import _running
 from pursuit.errors import DataError, RunError, SettingsError, StoreError
 from pursuit.run.folder import RunFolder
+from pursuit.run.given import Given
 from pursuit.run.stages import Stages
 from pursuit.solvers.rows import map_blocks
 from test_run import SMALL, run_main, write_rows
@@ -216,7 +217,7 @@ def shards(folder: RunFolder) -> dict[str, bytes]:
 
 
 def test_extraction_gives_the_same_bits(two, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(Stages, "model", property(lambda _: pytest.fail("the model was loaded here")))
+    monkeypatch.setattr(Given, "model", property(lambda _: pytest.fail("the model was loaded here")))
     folder = without_features(finished, tmp_path / "run")
     stages = stages_on(two, folder)
     features, _ = stages.features(), stages.target_features()

@@ -73,7 +73,7 @@ def test_the_subset_holds_original_rows_in_order_of_choice(place, finished):
 
 
 def test_selecting_again_uses_the_same_features(place, finished, monkeypatch):
-    import pursuit.run.stages as module
+    import pursuit.run.given as module
 
     monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded again"))
     run = Run(place / "run")
@@ -116,7 +116,7 @@ def test_a_pool_that_changed_is_refused(place, tmp_path):
 
 
 def test_mistakes_are_found_before_anything_heavy(place, tmp_path, monkeypatch):
-    import pursuit.run.stages as module
+    import pursuit.run.given as module
 
     monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     run = Run(tmp_path / "run", model=place / "model", pool=place / "pool.jsonl", **SMALL)

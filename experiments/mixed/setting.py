@@ -51,10 +51,13 @@ def mixed_data(out: Path, draw: Draw | None = None) -> Path:
     return data
 
 
-def mixed_run(out: Path, data: Path, gradients: str) -> Run:
-    """The pool's features by these gradients (experiments/gradients.py), the published ones where none is named."""
+def mixed_run(out: Path, data: Path, gradients: str, **changed: Any) -> Run:
+    """The pool's features by these gradients (experiments/gradients.py), the published ones where none is named.
+
+    `changed`: settings of the run.
+    """
     features = features_by(gradients, RUN["features"])
     return Run(
-        run_folder(out, gradients), **{**RUN, "features": features}, model=str(fetch_model()),
+        run_folder(out, gradients), **{**RUN, "features": features, **changed}, model=str(fetch_model()),
         pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl"),
     )  # fmt: skip

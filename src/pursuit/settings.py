@@ -21,6 +21,14 @@ from pursuit.recipes import Lora, Preconditioner, ProjectionKind, Recipe, Stored
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def split_commas(value: Any) -> Any:
+    """`10,20` as well as a list."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not any(isinstance(item, str) for item in items):
+        return value
+    return [part for item in items for part in str(item).split(",") if part]
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -55,6 +63,11 @@ class WarmupSettings(_Group):
     batch_size: int = Field(WarmUp.batch_size, ge=1, description="Examples an optimizer step.")
     micro_batch_tokens: int = Field(WarmUp.micro_batch_tokens, ge=1, description="Padded tokens in memory at once.")
     seed: int | None = Field(None, description="Of sample, order and dropout; --seed at first if not given.")
+
+    @field_validator("checkpoint_steps", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return split_commas(value)
 
 
 class FeatureSettings(_Group):
@@ -133,10 +146,14 @@ class Settings(_Group):
 
     @field_validator("devices", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
-        """`cuda:0,cuda:1` as well as a list."""
-        items = [value] if isinstance(value, str) else value
-        return [part for item in items for part in str(item).split(",") if part] if isinstance(items, list) else value
+    def _listed(cls, value: Any) -> Any:
+        return split_commas(value)
+
+    @field_validator("pool", "target", "weights", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        """`a.jsonl` as well as `[a.jsonl]`; a path may hold commas."""
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _seeds(self) -> Self:

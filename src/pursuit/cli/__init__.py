@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, MissingArgumentError
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValidationError as error:
         _fail(errors, explain(error, Settings))
     except CycloptsError as error:
-        cause = error.__cause__
-        _fail(errors, explain(cause, Settings) if isinstance(cause, ValidationError) else str(error))
+        _fail(errors, _told(error))
     except OSError as error:
         if error.errno not in NAMED or not error.filename:
             raise
@@ -47,6 +46,16 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors.print("stopped; the same command goes on where it was.")
         sys.exit(130)
+
+
+def _told(error: CycloptsError) -> str:
+    """What is wrong with the command line."""
+    if isinstance(error.__cause__, ValidationError):
+        return explain(error.__cause__, Settings)
+    if isinstance(error, MissingArgumentError) and error.argument and error.argument.name not in (error.keyword, ""):
+        command = " ".join(["pursuit", *(error.command_chain or ())])
+        return f"{command} needs {error.argument.name}; `{command} --help` says what it is."
+    return str(error)
 
 
 def _quiet_libraries() -> None:

@@ -68,16 +68,28 @@ def _block(metric: str, way: FineTune, named: bool, finished: Results, num_rows:
     untrained = groups.pop((UNTRAINED, None), {})
     start = untrained[0]["scores"][metric] if untrained else None
     whole = groups.pop((FULL, None), {})
-    end = float(np.mean([result["scores"][metric] for result in whole.values()])) if whole else None
+    ends = _gain(metric, start, [result["scores"][metric] for result in whole.values()])
     scores = [
-        _method(metric, method, by_seed, groups.get((RANDOM, budget), {}), (start, end), share_of(budget, num_rows))
+        _method(metric, method, by_seed, groups.get((RANDOM, budget), {}), ends, share_of(budget, num_rows))
         for (method, budget), by_seed in groups.items()
     ]
     return MetricScores(
         name=f"{metric}, {way.optimizer}, {way.schedule}" if named else metric, unit=UNITS.get(metric, ""),
         scores=scores, higher_is_better=metric != "loss", untrained=start,
-        full=_method(metric, FULL, whole, {}, (start, end), 1.0) if whole else None,
+        full=_method(metric, FULL, whole, {}, ends, 1.0) if whole else None,
     )  # fmt: skip
+
+
+def _gain(metric: str, untrained: float | None, whole: Sequence[float]) -> tuple[float, float] | None:
+    """Scores before and after training on the whole pool; None where that gains nothing to keep a share of.
+
+    A gain is one that its interval over seeds tells from nothing [ours]: shares of less are noise.
+    """
+    if untrained is None or not whole:
+        return None
+    found = interval(whole)
+    gain = (untrained - found.mean) if metric == "loss" else (found.mean - untrained)
+    return (untrained, found.mean) if gain > (found.high - found.mean if found.known else 0.0) else None
 
 
 def share_of(budget: str | int | float, num_rows: int) -> float:
@@ -87,16 +99,13 @@ def share_of(budget: str | int | float, num_rows: int) -> float:
 
 def _method(
     metric: str, method: str, by_seed: Mapping[int, Mapping[str, Any]], random: Mapping[int, Mapping[str, Any]],
-    ends: tuple[float | None, float | None], share: float,
+    ends: tuple[float, float] | None, share: float,
 ) -> MethodScore:  # fmt: skip
     score = interval([result["scores"][metric] for result in by_seed.values()])
     paired = [
         result["scores"][metric] - random[seed]["scores"][metric] for seed, result in by_seed.items() if seed in random
     ]
-    start, end = ends
-    kept = None
-    if start is not None and end is not None and end != start:
-        kept = (score.mean - start) / (end - start)
+    kept = (score.mean - ends[0]) / (ends[1] - ends[0]) if ends else None
     rows = round(float(np.mean([result["rows"] for result in by_seed.values()])))
     names = {family for result in by_seed.values() for family in result["families"][metric]}
     return MethodScore(

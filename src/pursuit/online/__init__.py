@@ -6,9 +6,10 @@ class Trainer(BatchSelectionMixin, trl.SFTTrainer): ...
 Trainer(..., batch_selection=OptBatch(prune=0.3, strata=3)).train()
 """
 
-from pursuit.online.base import BatchSelector, Choice
+from pursuit.online.base import BatchSelector
 from pursuit.online.baselines import FullBatch, HardestBatch, RandomBatch
 from pursuit.online.batch import take
+from pursuit.online.choice import Choice
 from pursuit.online.infobatch import InfoBatch
 from pursuit.online.optbatch import OptBatch
 from pursuit.online.registry import BATCH_SELECTORS, batch_selection, load_state, save_state

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field, PrivateAttr
 from torch import nn
 
-from pursuit.online.base import BatchSelector, Choice
+from pursuit.online.base import BatchSelector
 from pursuit.online.batch import kept_count
+from pursuit.online.choice import Choice
 from pursuit.online.head import find_head
 from pursuit.online.scorer import Scorer
 

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from pursuit.online.base import BatchSelector, Choice
+from pursuit.online.base import BatchSelector
+from pursuit.online.choice import Choice
 from pursuit.online.memory import Memory
 
 

@@ -11,8 +11,9 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from pursuit.errors import SelectionError
-from pursuit.online.base import BatchSelector, Choice
+from pursuit.online.base import BatchSelector
 from pursuit.online.batch import kept_count, take
+from pursuit.online.choice import Choice
 from pursuit.online.head import find_head
 from pursuit.online.memory import Memory
 from pursuit.online.moment import SecondMoment

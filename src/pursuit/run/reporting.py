@@ -154,8 +154,8 @@ def _about(
     encoded = stages.encode()
     job = {key: value for key, value in asdict(choice).items() if key not in ("seconds", "subset")}
     return {
-        "settings": {"selection": job, **stages.settings.model_dump(mode="json")}, "model": stages.model_name,
-        "render": lambda index: render_tokens(stages.tokenizer, *encoded[index]),
+        "settings": {"selection": job, **stages.settings.model_dump(mode="json")}, "model": stages.given.model_name,
+        "render": lambda index: render_tokens(stages.given.tokenizer, *encoded[index]),
         "target": target, "render_target": _render_target(stages) if target is not None else None,
         "keep": None if keep.all() else keep,
         "timings": [(stage, seconds, "") for stage, seconds in stages.folder.timings().items()],
@@ -168,7 +168,7 @@ def _about(
 
 def _render_target(stages: Stages) -> Any:
     rows = stages.encode_target()[0]
-    return lambda index: render_tokens(stages.tokenizer, *rows[index])
+    return lambda index: render_tokens(stages.given.tokenizer, *rows[index])
 
 
 def cost_of(

@@ -230,22 +230,22 @@ class Run:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        return self.stages.tokenizer
+        return self.stages.given.tokenizer
 
     @property
     def encoder(self) -> Encoder:
         """Turns rows into tokens and response masks as this run does."""
-        return self.stages.encoder
+        return self.stages.given.encoder
 
     @property
     def model(self) -> nn.Module:
         """The model with its trainable parameters, loaded when first needed."""
-        return self.stages.model
+        return self.stages.given.model
 
     @property
     def model_name(self) -> str:
         """Id or path of the model."""
-        return self.stages.model_name
+        return self.stages.given.model_name
 
 
 def _settled(s: Settings) -> Settings:

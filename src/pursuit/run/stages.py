@@ -8,20 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from pursuit.encoding import EncodedPool, Encoder, encode_pool
+from pursuit.encoding import EncodedPool, encode_pool
 from pursuit.encoding.store import MANIFEST
 from pursuit.errors import RunError, SelectionError, StoreError
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.gradients.embeddings import embed, finished_embeddings
 from pursuit.gradients.extract import extract, finished_store
-from pursuit.models.loading import load_model, load_tokenizer, model_fingerprint
-from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
 from pursuit.run.folder import Part, RunFolder
+from pursuit.run.given import Given
 from pursuit.run.parts import JoinedRows, joined_features
 from pursuit.selectors import Selector
 from pursuit.settings import Settings
@@ -45,6 +41,7 @@ class Stages:
 
     def __init__(self, folder: RunFolder, settings: Settings, fill: Fill | None = None) -> None:
         self.folder, self.settings, self._fill_elsewhere = folder, settings, fill
+        self.given = Given(folder.path, settings)
         self._encoded: list[EncodedPool] = []
         if settings.store:
             Mirror(settings.store)  # a URL that cannot be used is found before anything heavy
@@ -52,13 +49,13 @@ class Stages:
     @cached_property
     def pool(self) -> Pool:
         """The rows of all parts: those that the run began with, and those appended."""
-        return self._pool([path for part in self.folder.parts(self.settings.pool) for path in part.paths])
+        return self.given.pool([path for part in self.folder.parts(self.settings.pool) for path in part.paths])
 
     def inputs(self) -> list[str]:
         """Files and folders that this run reads and does not write: pool, target, model, adapter."""
         s = self.settings
         files = [source.path for source in self.pool.sources]
-        files += [source.path for source in self._pool(list(s.target)).sources] if s.target else []
+        files += [source.path for source in self.given.pool(list(s.target)).sources] if s.target else []
         return [*files, *(str(path) for path in (s.model, s.adapter) if path)]
 
     def encode(self) -> Rows:
@@ -67,7 +64,7 @@ class Stages:
         if len(self._encoded) < len(parts):
             with self.folder.timed("encode"):
                 for part in parts[len(self._encoded) :]:
-                    self._encoded.append(encode_pool(self._pool(part.paths), self.encoder, part.encoded))
+                    self._encoded.append(self._encode(part))
             self.folder.begin(self.settings)
         return self.joined(self._encoded)
 
@@ -81,7 +78,10 @@ class Stages:
         if (part.encoded / MANIFEST).exists():  # finished, but killed before it had joined: perhaps of other files
             shutil.rmtree(part.encoded)
         with self.folder.timed("encode"):
-            encode_pool(self._pool(part.paths), self.encoder, part.encoded)
+            self._encode(part)
+
+    def _encode(self, part: Part) -> EncodedPool:
+        return encode_pool(self.given.pool(part.paths), self.given.encoder, part.encoded)
 
     def opened(self) -> Rows:
         """The tokens as they stand, without a look at the pool's files; for jobs on other machines.
@@ -100,7 +100,7 @@ class Stages:
             StoreError: they are others.
         """
         parts = self.folder.parts(self.settings.pool)
-        return self.joined([encode_pool(self._pool(part.paths), self.encoder, part.encoded) for part in parts])
+        return self.joined([self._encode(part) for part in parts])
 
     def first_part(self) -> EncodedPool:
         """The rows that the run began with, and warmed up on."""
@@ -112,7 +112,7 @@ class Stages:
         self.opened()
         parts = self.folder.parts(self.settings.pool)
         return any(
-            rows.manifest["settings"]["pool"] != self._pool(part.paths).fingerprint()
+            rows.manifest["settings"]["pool"] != self.given.pool(part.paths).fingerprint()
             for part, rows in zip(parts, self._encoded, strict=True)
         )
 
@@ -134,7 +134,7 @@ class Stages:
         """
         self.encode()
         first, manifest = self._encoded[0], self.folder.warmup / "model.json"
-        model = {"model": self.model_digest, "data": first.manifest["settings"]}
+        model = {"model": self.given.model_digest, "data": first.manifest["settings"]}
         if manifest.exists() and read_json(manifest) != model:
             before = read_json(manifest)
             changed = "the pool's files have" if before.get("model") == model["model"] else "the model has"
@@ -149,9 +149,9 @@ class Stages:
                 trajectory.check()
             return trajectory
         except StoreError:
-            self.__dict__.pop("model", None)  # one that was trained or moved to a checkpoint is not where it begins
+            self.given.forget_model()
             with self.folder.timed("warm-up"):
-                return warm_up(self.model, first, self.folder.warmup, self.settings.warmup_recipe())
+                return warm_up(self.given.model, first, self.folder.warmup, self.settings.warmup_recipe())
 
     def features(self) -> Features:
         """Gradient features of the pool at every checkpoint; also encodes and warms up."""
@@ -182,11 +182,11 @@ class Stages:
         if self.settings.store and self.folder.targets not in folder.parents:
             set_mirror(folder, f"{self.settings.store}/{folder.relative_to(self.folder.path)}")
         provenance = {
-            "model": self.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
+            "model": self.given.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
         }  # fmt: skip
         store = finished_embeddings(folder, len(encoded), provenance=provenance, dtype=recipe.dtype)
         return store or embed(
-            self.base_model, encoded, folder, provenance=provenance, dtype=recipe.dtype,
+            self.given.base_model, encoded, folder, provenance=provenance, dtype=recipe.dtype,
             batch_tokens=recipe.batch_tokens, shard_rows=recipe.shard_rows, describe=describe,
         )  # fmt: skip
 
@@ -225,10 +225,10 @@ class Stages:
         """
         if not self.settings.target:
             raise SelectionError("no target is set (--target FILE).")
-        pool = self._pool(self.settings.target)
-        folder = self.folder.targets / fingerprint([pool.fingerprint(), self.encoder.settings()])
+        pool = self.given.pool(self.settings.target)
+        folder = self.folder.targets / fingerprint([pool.fingerprint(), self.given.encoder.settings()])
         with self.folder.timed("target"):
-            return encode_pool(pool, self.encoder, folder / "encoded"), folder
+            return encode_pool(pool, self.given.encoder, folder / "encoded"), folder
 
     def extract_share(self, number: int, of: int) -> list[Path]:
         """One of several jobs: every `of`-th shard of all parts, counted from 1. For this the rest must stand.
@@ -246,7 +246,7 @@ class Stages:
             count = -(-len(rows) // recipe.shard_rows)
             mine = [shard for shard in range(count) if (first + shard) % of == number - 1]
             extract(
-                self.model, trajectory, rows, part.features, recipe, provenance=self.provenance(rows, trajectory),
+                self.given.model, trajectory, rows, part.features, recipe, provenance=self.provenance(rows, trajectory),
                 shards=mine, describe=f"shards {number}/{of}",
             )  # fmt: skip
             first += count
@@ -256,7 +256,7 @@ class Stages:
     def provenance(self, encoded: EncodedPool, trajectory: Trajectory) -> dict[str, Any]:
         """What features depend on besides their recipe."""
         return {
-            "model": self.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
+            "model": self.given.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
             "trajectory": [dict(checkpoint.sha256) for checkpoint in trajectory.checkpoints],
         }  # fmt: skip
 
@@ -269,53 +269,5 @@ class Stages:
             self._fill_elsewhere(encoded, folder, recipe, provenance, describe)
             store = finished_store(folder, len(encoded), recipe, provenance)
         return store or extract(
-            self.model, trajectory, encoded, folder, recipe, provenance=provenance, describe=describe
+            self.given.model, trajectory, encoded, folder, recipe, provenance=provenance, describe=describe
         )
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer."""
-        s = self.settings
-        return load_tokenizer(self.model_name, trust_remote_code=s.trust_remote_code, revision=s.revision)
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Turns rows into tokens and response masks as this run does."""
-        s = self.settings
-        return Encoder(self.tokenizer, max_length=s.max_length, chat_template=s.chat_template, train_on=s.train_on)
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """The model with its trainable parameters, loaded when first needed."""
-        s = self.settings
-        return prepare_trainable(
-            self._loaded(), lora=s.lora_recipe(), adapter=s.adapter, weights=s.weights, seed=s.warmup.seed or 0
-        )
-
-    @cached_property
-    def base_model(self) -> nn.Module:
-        """The model as it was given: a copy of its own where a warm-up trains its weights in place."""
-        return self._loaded() if self.settings.weights else self.model
-
-    def _loaded(self) -> PreTrainedModel:
-        s = self.settings
-        return load_model(
-            self.model_name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code,
-            revision=s.revision, attention=s.attention,
-        )  # fmt: skip
-
-    @property
-    def model_name(self) -> str:
-        """Id or path of the model."""
-        if not self.settings.model:
-            raise RunError(f"{self.folder.path}: no model is set (--model).")
-        return self.settings.model
-
-    @cached_property
-    def model_digest(self) -> str:
-        """Digest of the model's files."""
-        return model_fingerprint(self.model_name, revision=self.settings.revision)["digest"]
-
-    def _pool(self, paths: list[str]) -> Pool:
-        s = self.settings
-        return Pool(paths, fields=s.fields, on_bad_row=s.on_bad_row, source_field=s.source_field)

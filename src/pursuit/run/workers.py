@@ -94,7 +94,7 @@ class ShardMaker:
     @cached_property
     def _prepared(self) -> Any:
         folder = RunFolder(self.run)
-        model = Stages(folder, settings_from(self.settings)).model
+        model = Stages(folder, settings_from(self.settings)).given.model
         return prepare(model, Trajectory(folder.warmup), self._rows, self.recipe)
 
     def _at(self, checkpoint: int) -> Compute:

@@ -34,7 +34,8 @@ class MethodScore:
         rows: how many rows that is.
         seeds: how many runs the mean is over.
         to_random: difference to random at the same budget, paired by seed; None where there is none.
-        gain_kept: (score − untrained) / (full − untrained), 1 is all that the full pool gains; None if not known.
+        gain_kept: (score − untrained) / (full − untrained), 1 is all that the full pool gains; None if not known,
+            or where the full pool's gain is not told from nothing.
         selection_seconds, training_seconds: mean of the runs; None if not known.
         families: score of every family of the evaluation.
     """

@@ -1,0 +1,38 @@
+"""Settings as people write them: single values for lists, commas, and what is said of a missing flag."""
+
+from __future__ import annotations
+
+import pytest
+
+from pursuit.errors import SettingsError
+from pursuit.settings import settings_from
+from test_run import run_main
+
+
+@pytest.mark.parametrize("steps", [[10, 20], "10,20", ["10,20"], ["10", "20"], "10, 20"])
+def test_steps_with_commas_or_spaces(steps):
+    assert settings_from({"warmup": {"checkpoint_steps": steps}}).warmup.checkpoint_steps == [10, 20]
+
+
+def test_an_epoch_a_checkpoint_and_steps_that_are_no_numbers():
+    assert settings_from({"warmup": {"checkpoint_steps": None}}).warmup.checkpoint_steps is None
+    with pytest.raises(SettingsError, match=r"checkpoint_steps.1 = 'x'"):
+        settings_from({"warmup": {"checkpoint_steps": "10,x"}})
+
+
+def test_one_file_needs_no_list_and_keeps_its_commas():
+    settings = settings_from({"pool": "a,b.jsonl", "target": "exam=t.jsonl", "weights": "*", "devices": "cpu,cpu"})
+    assert (settings.pool, settings.target) == (["a,b.jsonl"], ["exam=t.jsonl"])
+    assert (settings.weights, settings.devices) == (["*"], ["cpu", "cpu"])
+
+
+def test_a_missing_flag_is_named_with_its_command(capsys):
+    code, said = run_main("compare", "--run", "x", capsys=capsys)
+    assert code == 2
+    assert "pursuit compare needs --methods" in " ".join(said.split())
+
+
+def test_a_flag_without_its_value_is_another_mistake(capsys):
+    code, said = run_main("select", "--run", capsys=capsys)
+    assert code == 2
+    assert "requires an argument" in " ".join(said.split())
