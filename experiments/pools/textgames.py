@@ -7,11 +7,13 @@ next action. The games are small ones of each kind, so that a small model can le
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,7 @@ class State:
     look: str
     inventory: str
     done: list[tuple[str, str]] = field(default_factory=list)  # (action, what was seen after it)
+    valid: tuple[str, ...] = ()  # actions that the game would understand
     won: bool = False
     lost: bool = False
     score: float = 0.0  # the game's own, of at most 1
@@ -110,11 +113,13 @@ class Games:
         self._load(game.kind)
         observation, seen = self._world.reset(seed=game.seed, gameFold=game.fold, generateGoldPath=False)
         state = State(seen["taskDescription"], seen["look"] or observation, seen["inventory"])
+        state.valid = tuple(seen["validActions"])
         yield state
         for action in actions:
             observation, _, _, seen = self._world.step(action)
             state.done.append((action, observation))
             state.look, state.inventory = seen["look"] or observation, seen["inventory"]
+            state.valid = tuple(seen["validActions"])
             state.won, state.lost = bool(seen["tasksuccess"]), bool(seen["taskfailure"])
             state.score = float(seen["score"])
             yield state
@@ -182,22 +187,26 @@ def success(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     Returns:
         1 for each row whose game is won within its steps, 0 for the others.
     """
-    return [float(state.won) for state in _played(respond, rows)]
+    return [float(state.won) for state in _played(respond, _games(rows))]
 
 
 def score(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """As `success`, but the games' own scores, which credit parts of a task: a share of what can be had, at least 0."""
-    return [max(state.score, 0.0) for state in _played(respond, rows)]
+    return [max(state.score, 0.0) for state in _played(respond, _games(rows))]
 
 
-def _played(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[State]:
-    """How each row's game ended. All are played at once, an action of each at a time."""
+def _games(rows: Sequence[Mapping[str, Any]]) -> tuple[Game, ...]:
     about = [row["metadata"]["game"] for row in rows]
-    asked = [Game(game["kind"], game["fold"], game["seed"], tuple(game["gold"])) for game in about]
-    actions: list[list[str]] = [[] for _ in rows]
+    return tuple(Game(game["kind"], game["fold"], game["seed"], tuple(game["gold"])) for game in about)
+
+
+@lru_cache(maxsize=1)  # the second score of the same games need not play them again
+def _played(respond: Respond, asked: tuple[Game, ...]) -> list[State]:
+    """How each game ended. All are played at once, an action of each at a time."""
+    actions: list[list[str]] = [[] for _ in asked]
     ended: dict[int, State] = {}
-    playing = list(range(len(rows)))
-    with open_games() as games, progress("games played", len(rows), "games") as advance:
+    playing = list(range(len(asked)))
+    with open_games() as games, progress("games played", len(asked), "games") as advance:
         while playing:
             # one process holds one game; repeating the actions of the others is far cheaper than a reply
             states = {row: games.after(asked[row], actions[row]) for row in playing}
@@ -207,8 +216,18 @@ def _played(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[State]:
             playing = [row for row in playing if row not in over]
             replies = respond([[{"role": "user", "content": states[row].prompt()}] for row in playing])
             for row, reply in zip(playing, replies, strict=True):
-                actions[row].append(reply.strip().split("\n")[0])
-    return [ended[row] for row in range(len(rows))]
+                actions[row].append(understood(reply.strip().split("\n")[0], states[row].valid))
+    return [ended[row] for row in range(len(asked))]
+
+
+def understood(reply: str, valid: Sequence[str]) -> str:
+    """The reply, or where the game would not understand it the valid action that is most like it by its letters.
+
+    Ties: the first in alphabetical order.
+    """
+    if reply in valid or not valid:
+        return reply
+    return max(sorted(set(valid)), key=lambda action: difflib.SequenceMatcher(None, reply, action).ratio())
 
 
 def _over(state: State, game: Game) -> bool:

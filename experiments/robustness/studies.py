@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from demo.fetch import fetch_model
+
 from experiments.mixed.setting import TRAINING as MIXED_TRAINING
 from experiments.mixed.setting import Draw, mixed_data, mixed_run
 from experiments.robustness.gemma import fetch_gemma
@@ -167,6 +169,22 @@ def played(folders: Folders) -> Study:
     )  # fmt: skip
 
 
+def played_larger(folders: Folders) -> Study:
+    """The same games, won by a model that can read them."""
+    games = Games.made(folders.textgames)
+    run = games.run("default", lora={"rank": 16, "alpha": 64})
+    change = {
+        "train": replace(MIXED_TRAINING, max_steps=16, micro_batch_tokens=1024), "methods": ("gtp", "random"),
+        "players": PLAYERS, "train_model": str(fetch_model()), "train_template": "chatml",
+        "evaluation": held_out(games.data, TARGETS, "games"),
+    }  # fmt: skip
+    return Study(
+        "Text games: what the small Llama chose, trained by SmolLM2-135M-Instruct (LoRA of rank 16 on its attention "
+        "projections, 16 steps of 8 rows); then ten unseen games of each kind are played, as in *played*.",
+        {"targeted": {"": (run, games.comparison("targeted", **change))}},
+    )  # fmt: skip
+
+
 def mixed_exact(folders: Folders) -> Study:
     """Exact answers instead of loss."""
     data = mixed_data(folders.mixed)
@@ -210,7 +228,7 @@ def natural_instructions(folders: Folders) -> Study:
 
 STUDIES: dict[str, Callable[[Folders], Study]] = {
     "models": models, "optimizers": optimizers, "schedules": schedules, "warmups": warmups, "budgets": budgets,
-    "played": played, "mixed-exact": mixed_exact, "mixed-models": mixed_models,
+    "played": played, "played-larger": played_larger, "mixed-exact": mixed_exact, "mixed-models": mixed_models,
     "natural-instructions": natural_instructions,
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from pursuit.errors import DataError, SettingsError
 from pursuit.evaluate.choice import score_options
-from pursuit.evaluate.generate import GenerationSettings, generate_responses, responder
+from pursuit.evaluate.generate import GenerationSettings, Respond, generate_responses, responder
 from pursuit.evaluate.harness import check_lm_eval
 from pursuit.evaluate.losses import response_losses
 from pursuit.evaluate.parts import Parts
@@ -88,9 +88,10 @@ class Plan:
             yield from ((name, table[name]) for name in table.column_names)
         if "exact" in self.metrics or self.scorers:
             yield from self._of_responses(model, data, parts)
+        respond = responder(model, data.encoder, self.generation, self.batch_tokens)  # the same for every player
         for name, player in self.players.items():
             settings = {**asdict(self.generation), "function": f"{player.__module__}:{player.__qualname__}"}
-            table = parts.table(f"player-{name}", settings, partial(self._played, name, player, model, data))
+            table = parts.table(f"player-{name}", settings, partial(_played, name, player, respond, data))
             yield name, table[name]
 
     def _losses(self, model: nn.Module, data: EvalSet) -> pa.Table:
@@ -133,9 +134,9 @@ class Plan:
             found[place] = response
         return pa.table({"prediction": pa.array(found, pa.string())})
 
-    def _played(self, name: str, player: Player, model: nn.Module, data: EvalSet) -> pa.Table:
-        respond = responder(model, data.encoder, self.generation, self.batch_tokens)
-        return pa.table({name: nullable(play(player, name, data.rows, respond))})
+
+def _played(name: str, player: Player, respond: Respond, data: EvalSet) -> pa.Table:
+    return pa.table({name: nullable(play(player, name, data.rows, respond))})
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
