@@ -27,7 +27,7 @@ test-all: lint ## lint and all tests
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(RUN)/ruff check .
-	$(RUN)/mypy src demo experiments
+	$(RUN)/mypy src demo experiments benchmarks
 
 clean: ## remove the environment, caches and the demo's run (downloads are kept, see demo/README.md)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo

@@ -64,9 +64,9 @@ def checked(folder: str, count: int) -> None:
         ("the same, factored", only_linear(small_llama()), random_rows([128] * 32, 2048), True),
     ]
     for rank in (8, 128):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        rows = random_rows(lengths, model.config.vocab_size)
-        cases.append((f"{folder.rstrip('/').rpartition('/')[2]}, LoRA r={rank}", add_lora(model, rank), rows, False))
+        large = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        rows = random_rows(lengths, large.config.vocab_size)
+        cases.append((f"{folder.rstrip('/').rpartition('/')[2]}, LoRA r={rank}", add_lora(large, rank), rows, False))
     for title, model, rows, factored in cases:
         took, operations = seconds(model, rows, factored)
         print(f"  {title:42} predicted {operations / rate:7.2f} s, measured {took:7.2f} s = "

@@ -15,8 +15,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from pursuit.gradients import (
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
-from pursuit.recipes import Recipe
+from pursuit.recipes import Preconditioner, ProjectionKind, Recipe
 
 
 def add_lora(model: nn.Module, rank: int) -> nn.Module:
@@ -56,7 +57,8 @@ def plain_pass(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
     """Forward and backward with frozen weights: gradients flow to the embeddings' output and nothing is kept."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
-    handle = model.get_input_embeddings().register_forward_hook(lambda m, i, output: output.requires_grad_(True))
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    handle = embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
     example_losses(model, batch).sum().backward()
     handle.remove()
     for name, p in model.named_parameters():
@@ -65,6 +67,16 @@ def plain_pass(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
 
 def ignore(name: str, block: torch.Tensor) -> None:
     """Take a parameter's gradients and do nothing with them."""
+
+
+def of_all(batches: Iterable[Any], way: Callable[[Any], object]) -> Callable[[], None]:
+    """Go over all batches in one way."""
+
+    def work() -> None:
+        for batch in batches:
+            way(batch)
+
+    return work
 
 
 def in_turn(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
@@ -92,15 +104,19 @@ def measure(label: str, model: nn.Module, rows: KnownRows, batch_tokens: int, ro
     moments = {name: torch.rand(p.shape, device=device) * 1e-7 for name, p in parameters.items()}
     state = AdamState(moments, {name: value.square() for name, value in moments.items()}, step=10)
 
-    def features(kind: str, dimension: int, how: str = "sparse") -> Callable[[], None]:
-        recipe = Recipe(dimension=dimension, projection=how, preconditioner=kind)  # type: ignore[arg-type]
+    def features(
+        kind: Preconditioner, dimension: int, how: ProjectionKind = "sparse"
+    ) -> Callable[[], None]:
+        recipe = Recipe(dimension=dimension, projection=how, preconditioner=kind)
         factors, projection = projections(model, recipe)
-        direction = Preconditioning(kind, state, device=device, factors=factors)  # type: ignore[arg-type]
-        return lambda: [batch_features(model, rows, b, projection, direction) for b in batches] and None
+        direction = Preconditioning(kind, state, device=device, factors=factors)
+        return of_all(batches, lambda batch: batch_features(model, rows, batch, projection, direction))
 
     seconds = in_turn({
-        "plain forward + backward, frozen": lambda: [plain_pass(model, b) for b in tensors] and None,
-        "per-example gradients": lambda: [batch_gradients(model, b, parameters, ignore) for b in tensors] and None,
+        "plain forward + backward, frozen": of_all(tensors, lambda batch: plain_pass(model, batch)),
+        "per-example gradients": of_all(
+            tensors, lambda batch: batch_gradients(model, batch, parameters, ignore)
+        ),
         "  + sgd, d=1024": features("sgd", 1024), "  + sgd, d=8192": features("sgd", 8192),
         "  + adam, d=1024": features("adam", 1024), "  + adam, d=8192": features("adam", 8192),
         "factored, sgd, d=8192": features("sgd", 8192, "factored"),

@@ -28,8 +28,10 @@ from pursuit.batches import EncodedRows, collate, plan_batches
 from pursuit.gradients import AdamState, Preconditioning, batch_gradients, make_projection, trainable_parameters
 from pursuit.gradients.factors import Factors, make_factors
 from pursuit.gradients.project import Projection
+from pursuit.recipes import Preconditioner, ProjectionKind
 from pursuit.run.stages import Stages
 
+PLAIN: Preconditioner = "sgd"
 SMALL = {"lora": {"rank": 8, "alpha": 32}, "warmup": {"batch_size": 6, "sample": 180, "checkpoint_steps": [30]}}
 
 
@@ -39,7 +41,7 @@ class Form:
 
     direction: Preconditioning
     factors: Factors | None
-    method: str
+    method: ProjectionKind
     dimension: int
     seed: int = 0
     projection: Projection | None = None
@@ -48,7 +50,7 @@ class Form:
         """Make ready for a batch."""
         if self.projection is None:
             sizes = sizes if self.factors is None else self.factors.sizes
-            self.projection = make_projection(self.method, sum(sizes.values()), self.dimension, self.seed)  # type: ignore[arg-type]
+            self.projection = make_projection(self.method, sum(sizes.values()), self.dimension, self.seed)
             self.offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
         self.accumulator = self.projection.start(examples, torch.device("cpu"))
 
@@ -105,15 +107,16 @@ def forms_for(model: nn.Module, state: AdamState, momentum: bool) -> dict[str, t
     shapes = {name: p.shape for name, p in trainable_parameters(model).items()}
     found: dict[str, tuple[Form, Form]] = {}
 
-    def add(title: str, kind: str, moments: AdamState, method: str, d: int, seed: int = 0, wider: int = 1) -> None:
+    def add(
+        title: str, kind: Preconditioner, moments: AdamState, method: ProjectionKind, d: int, seed: int = 0,
+        wider: int = 1,
+    ) -> None:  # fmt: skip
         factors = make_factors(shapes, d * wider, seed, least=1) if method == "factored" else None
-        directions = [
-            Preconditioning(which, moments, momentum, factors=factors)  # type: ignore[arg-type]
-            for which in (kind, "sgd")
-        ]
-        found[title] = tuple(Form(direction, factors, method, d, seed) for direction in directions)  # type: ignore[assignment]
+        own, plain = (Preconditioning(which, moments, momentum, factors=factors) for which in (kind, PLAIN))
+        found[title] = Form(own, factors, method, d, seed), Form(plain, factors, method, d, seed)
 
-    for kind in ("sgd", "adam"):
+    kinds: tuple[Preconditioner, ...] = (PLAIN, "adam")
+    for kind in kinds:
         add(f"{kind}, exact", kind, state, "none", 1)
         for d in (1024, 8192):
             add(f"{kind}, sparse d={d}", kind, state, "sparse", d)
@@ -163,17 +166,18 @@ def main() -> None:
     for name in ("model", "pool", "target", "run"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--momentum", action="store_true", help="keep it in Adam's directions, as LESS does")
     parser.add_argument("--weights", nargs="*", help="patterns of weights of the model itself, for a LoRA")
     asked = parser.parse_args()
     settings = {**SMALL, **({"weights": asked.weights} if asked.weights else {})}
     run = Run(Path(asked.run), model=asked.model, pool=[asked.pool], target=[asked.target], **settings)
     trajectory, stages = run.warmup(), Stages(run.folder, run.settings)
-    encoded, model = stages.encode(), stages.model
+    encoded, model = stages.encode(), stages.given.model
     target, _ = stages.encode_target()
     trajectory.load_into(model, 0)
     model.eval()
     rows = min(asked.rows, len(encoded))
-    forms = forms_for(model, trajectory.moments(0), momentum=True)
+    forms = forms_for(model, trajectory.moments(0), asked.momentum)
     found = features(model, encoded, rows, {name: pair[0] for name, pair in forms.items()})
     aims = features(model, target, len(target), {name: pair[1] for name, pair in forms.items()})
     size = sum(p.numel() for p in trainable_parameters(model).values())

@@ -49,7 +49,12 @@ class Timed:
         """(process, begun, ended, rows)."""
         rows: list[float] = []
         begun = time.time()
-        self.maker(unit, lambda units: (rows.append(units), advance(units))[0])
+
+        def count(units: float) -> None:
+            rows.append(units)
+            advance(units)
+
+        self.maker(unit, count)
         return os.getpid(), begun, time.time(), sum(rows)
 
 
@@ -70,6 +75,14 @@ class Measured:
                 self._pinned = processes
             self.times.append(times)
             yield None
+
+    def spread(self, matrix: Any) -> Any:
+        """As `RayEngine.spread`."""
+        return self.engine.spread(matrix)
+
+    def close(self) -> None:
+        """As `RayEngine.close`."""
+        self.engine.close()
 
     def rate(self) -> float:
         """Rows a second of all workers together, after the first shard of each."""

@@ -28,4 +28,4 @@ class KnownRows:
 def random_rows(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> KnownRows:
     """Rows of random tokens, the second half of each being the response."""
     generator = np.random.default_rng(seed)
-    return KnownRows([generator.integers(3, vocabulary, length, dtype=np.int32) for length in lengths])
+    return KnownRows([generator.integers(3, vocabulary, length).tolist() for length in lengths])

@@ -67,10 +67,11 @@ def small_llama(attention: str = "sdpa", rank: int = 0) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    kind: dict[str, Any] = {"attn_implementation": attention}
     model = LlamaForCausalLM(LlamaConfig(
         hidden_size=256, num_hidden_layers=4, intermediate_size=688, num_attention_heads=8, num_key_value_heads=8,
         vocab_size=VOCABULARY, max_position_embeddings=LONGEST, tie_word_embeddings=False, use_cache=False,
-        attn_implementation=attention,
+        **kind,
     )).eval()  # fmt: skip
     for name in matrices(model) if rank else ():
         parent, _, own = name.rpartition(".")

@@ -79,7 +79,8 @@ def main() -> None:
     """Install the peers named on the command line, all without."""
     for peer in sys.argv[1:] or PEERS:
         try:
-            print(peer, version_of(python_of(peer) and peer))
+            python_of(peer)
+            print(peer, version_of(peer))
         except InstallError as error:
             print(error)
 

@@ -1,6 +1,7 @@
 """TRAK: gradients by vmap, projected with dense random signs to as many numbers as 512 allow in bearable time."""
 
 import tempfile
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,13 @@ class RowLoss(AbstractModelOutput):
         pass
 
     @staticmethod
-    def get_output(model, weights, buffers, ids, _):
+    def get_output(model: Any, weights: Any, buffers: Any, ids: torch.Tensor, _: Any) -> torch.Tensor:
         if weights is None:
             return losses(model, {"input_ids": ids, "labels": ids})
         logits = torch.func.functional_call(model, (weights, buffers), kwargs={"input_ids": ids[None]}).logits[0, :-1]
         return F.cross_entropy(logits.reshape(-1, VOCABULARY), ids[1:].reshape(-1))
 
-    def get_out_to_loss_grad(self, model, weights, buffers, batch):
+    def get_out_to_loss_grad(self, model: Any, weights: Any, buffers: Any, batch: Any) -> torch.Tensor:
         return torch.ones(len(batch[0]), 1)
 
 
