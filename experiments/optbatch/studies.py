@@ -133,7 +133,7 @@ def smollm2_epochs(folder: Path) -> Study:
     study = smollm2(folder)
     return replace(
         study, name="smollm2-epochs", about=study.about + ", twice through 96 of them",
-        recipe=replace(study.recipe, max_steps=24), costed=(), others=("random", "optbatch", "hardest", "infobatch"),
+        recipe=replace(study.recipe, max_steps=24), costed=("random", "optbatch"), others=("hardest", "infobatch"),
         rates=(0.5,), pool=_first_rows(study.pool, 96),
     )  # fmt: skip
 
