@@ -12,7 +12,7 @@ comes back. What another seed of the sparse projection changes is the measure fo
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -102,7 +102,9 @@ def rank_one_moment(state: AdamState, arithmetic: bool) -> AdamState:
     return replace(state, exp_avg_sq=second)
 
 
-def forms_for(model: nn.Module, state: AdamState, momentum: bool) -> dict[str, tuple[Form, Form]]:
+def forms_for(
+    model: nn.Module, state: AdamState, momentum: bool, dimensions: Sequence[int]
+) -> dict[str, tuple[Form, Form]]:  # fmt: skip
     """name → the form of the pool's rows, and that of the target's, whose gradients stay plain."""
     shapes = {name: p.shape for name, p in trainable_parameters(model).items()}
     found: dict[str, tuple[Form, Form]] = {}
@@ -118,7 +120,7 @@ def forms_for(model: nn.Module, state: AdamState, momentum: bool) -> dict[str, t
     kinds: tuple[Preconditioner, ...] = (PLAIN, "adam")
     for kind in kinds:
         add(f"{kind}, exact", kind, state, "none", 1)
-        for d in (1024, 8192):
+        for d in dimensions:
             add(f"{kind}, sparse d={d}", kind, state, "sparse", d)
             add(f"{kind}, sparse d={d}, other seed", kind, state, "sparse", d, 1)
             for wider in (1, 4, 16):  # what extraction takes lies between: 256 numbers a matrix, or d / matrices
@@ -167,6 +169,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--momentum", action="store_true", help="keep it in Adam's directions, as LESS does")
+    parser.add_argument("--dimensions", type=int, nargs="*", default=[1024, 8192], help="d; none: moments alone")
     parser.add_argument("--weights", nargs="*", help="patterns of weights of the model itself, for a LoRA")
     asked = parser.parse_args()
     settings = {**SMALL, **({"weights": asked.weights} if asked.weights else {})}
@@ -177,7 +180,7 @@ def main() -> None:
     trajectory.load_into(model, 0)
     model.eval()
     rows = min(asked.rows, len(encoded))
-    forms = forms_for(model, trajectory.moments(0), asked.momentum)
+    forms = forms_for(model, trajectory.moments(0), asked.momentum, asked.dimensions)
     found = features(model, encoded, rows, {name: pair[0] for name, pair in forms.items()})
     aims = features(model, target, len(target), {name: pair[1] for name, pair in forms.items()})
     size = sum(p.numel() for p in trainable_parameters(model).values())

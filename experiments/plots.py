@@ -68,6 +68,47 @@ def curve_chart(title: str, curves: Sequence[tuple[str, Sequence[float]]], path:
     _write(path, height, title, parts)
 
 
+def budget_chart(title: str, comparisons: Sequence[Record], metric: str, path: Path) -> None:
+    """A line a method over rising budgets, by logarithm, with 95 % intervals; dashed: the first model, and all rows."""
+    blocks = [one["metrics"][metric] for one in comparisons]
+    marks = [("first model", blocks[0]["untrained"])]
+    curves: dict[str, list[tuple[int, Sequence[float | None]]]] = {}
+    for one in sorted((one for block in blocks for one in block["methods"]), key=lambda one: one["rows"]):
+        if one["method"] == "full":
+            marks += [("all rows", one["score"][0])] if len(marks) == 1 else []
+        else:
+            curves.setdefault(one["method"], []).append((one["rows"], one["score"]))
+    rows = sorted({count for points in curves.values() for count, _ in points})
+    ends = [mean for points in curves.values() for _, (mean, *_) in points if mean is not None]
+    low, high = min([*ends, *(value for _, value in marks)]), max([*ends, *(value for _, value in marks)])
+    height, right = 320, 190
+
+    def x(count: int) -> float:
+        return 60 + math.log(count / rows[0]) / (math.log(rows[-1] / rows[0]) or 1) * (WIDTH - 60 - right)
+
+    def y(value: float) -> float:  # an interval that leaves the chart is cut off at its edge
+        return height - 50 - (min(max(value, low), high) - low) / ((high - low) or 1) * (height - 80)
+
+    parts = [_text(x(count), height - 28, f"{count:,}", "middle") for count in rows]
+    parts += [_text((WIDTH - right + 60) / 2, height - 8, "rows chosen, by logarithm", "middle")]
+    for name, value in marks:
+        parts.append(_line(60, y(value), WIDTH - right, y(value), MUTED, dashed=True))
+        parts.append(_text(52, y(value) + 4, f"{value:.2f}", "end"))
+        parts.append(_text(64, y(value) - 5, name, "start", MUTED))
+    for number, (method, points) in enumerate(curves.items()):
+        colour = INK if method == "random" else LINES[number % len(LINES)]
+        places = [(x(count) + 3 * number, score) for count, score in points]
+        line = " ".join(f"{place:.1f},{y(mean):.1f}" for place, (mean, *_) in places if mean is not None)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for place, (mean, least, most) in places:
+            if least is not None and most is not None:
+                parts.append(_line(place, y(least), place, y(most), colour))
+            parts.append(f'<circle cx="{place:.1f}" cy="{y(mean or 0.0):.1f}" r="4" fill="{colour}"/>')
+        last = points[-1][1][0]
+        parts.append(_text(WIDTH - right + 20, 40 + 18 * number, f"{method}: {last:.2f}", "start", colour))
+    _write(path, height, title, parts)
+
+
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str, dashed: bool = False) -> str:
     dashes = ' stroke-dasharray="4 4"' if dashed else ""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="2"{dashes}/>'

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from experiments.agreement import cosines, folded, stored_as
-from experiments.plots import curve_chart, score_chart
+from experiments.plots import budget_chart, curve_chart, score_chart
 from experiments.records import counted_seconds, score_table
 
 from pursuit import Features
@@ -68,6 +69,34 @@ def test_charts_are_whole_and_hold_what_was_found(tmp_path):
     circles = [node for node in ElementTree.parse(tmp_path / "scores.svg").iter() if node.tag.endswith("circle")]
     best, other = (float(node.attrib["cx"]) for node in circles)
     assert best < other, "the lower loss is on the left, and on top"
+
+
+def test_the_chart_of_budgets_has_a_line_a_method_over_rising_budgets(tmp_path):
+    def at(rows: int, gtp: float, random: float) -> dict:
+        whole = {**FOUND["methods"][0], "rows": 2000}
+        one = {**FOUND["methods"][1], "method": "a<b", "rows": rows, "score": [gtp, gtp - 0.1, gtp + 9.0]}
+        other = {**FOUND["methods"][1], "method": "random", "rows": rows, "score": [random, None, None]}
+        return {"metrics": {"loss": {"untrained": 4.0, "methods": [one, other, whole]}}}
+
+    budget_chart("By budget", [at(40, 2.0, 3.0), at(10, 3.0, 5.0), at(20, 2.5, 4.0)], "loss", tmp_path / "budgets.svg")
+    root = ElementTree.parse(tmp_path / "budgets.svg").getroot()
+    assert {"10", "20", "40", "a<b: 2.00", "random: 3.00", "first model", "4.00", "all rows", "3.00"} <= {
+        node.text for node in root.iter()
+    }
+    lines = [node.attrib["points"].split() for node in root.iter() if node.tag.endswith("polyline")]
+    assert [len(line) for line in lines] == [3, 3]
+    for line in lines:  # from left to right, and down: the loss falls
+        places = [tuple(map(float, point.split(","))) for point in line]
+        assert all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(places))
+    height = float(root.attrib["viewBox"].split()[3])
+    ends = [
+        float(node.attrib[key])
+        for node in root.iter()
+        if node.tag.endswith("line")
+        for key in ("y1", "y2")
+        if key in node.attrib
+    ]
+    assert all(0 <= end <= height for end in ends), "an interval that leaves the chart is cut off"
 
 
 def test_the_table_has_intervals_where_they_are_known():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.plots import budget_chart
 from experiments.records import Record, columns_table, part_of, score_table
 from pursuit.files import write_text
 
@@ -22,9 +23,18 @@ def write_table(record: Record, path: Path) -> str:
         parts += list(_scores(columns))
         failed = [pair for comparison in columns.values() for pair in comparison["failed"]]
         parts += [f"Failed: {name}: {why}" for name, why in failed]
+    if name == "budgets":
+        parts += list(_charts(record["goals"], path))
     text = "\n\n".join(parts) + "\n"
     write_text(path, text)
     return text
+
+
+def _charts(goals: Record, path: Path) -> Iterator[str]:
+    for goal, columns in goals.items():
+        chart = path.with_name(f"{path.stem}-{goal}.svg")
+        budget_chart(f"Held-out loss by budget, {goal}, with 95 % intervals", list(columns.values()), "loss", chart)
+        yield f"![Held-out loss by budget, {goal}]({chart.name})"
 
 
 def _scores(columns: Record) -> Iterator[str]:
