@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,41 @@ def features(model: nn.Module, encoded: EncodedRows, rows: int, forms: Mapping[s
     return found
 
 
+def spans(model: nn.Module, encoded: EncodedRows, rows: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Directions of each matrix on both sides, (R, R) and (C, C), those in which these rows are longest first."""
+    parameters = trainable_parameters(model)
+    sums = {
+        name: [torch.zeros(side, side, dtype=torch.float64) for side in p.shape]
+        for name, p in parameters.items()
+        if p.dim() == 2
+    }
+
+    def consume(name: str, block: Tensor) -> None:
+        if name in sums:
+            unit = nn.functional.normalize(block.flatten(1), dim=1).view_as(block).double()
+            sums[name][0] += torch.einsum("brc,bsc->rs", unit, unit)
+            sums[name][1] += torch.einsum("brc,brd->cd", unit, unit)
+
+    for batch in plan_batches(rows, encoded.lengths, 512):
+        batch_gradients(model, collate(encoded, batch), parameters, consume)
+    return {name: tuple(torch.linalg.eigh(one)[1].flip(1).float() for one in pair) for name, pair in sums.items()}
+
+
+def fitted(plain: Factors, spans: Mapping[str, tuple[Tensor, Tensor]], share: float) -> Factors:
+    """Factors as wide, whose first columns are leading directions, and the others random signs across the rest."""
+
+    def side(matrix: Tensor | None, directions: Tensor) -> Tensor | None:
+        if matrix is None:
+            return None
+        width = matrix.shape[1]
+        leading = directions[:, : round(share * width)]
+        signs = matrix[:, leading.shape[1] :] * (width / max(1, width - leading.shape[1])) ** 0.5
+        return torch.cat([leading, signs - leading @ (leading.T @ signs)], dim=1)
+
+    left = {name: side(matrix, spans[name][0]) for name, matrix in plain.left.items()}
+    return replace(plain, left=left, right={name: side(m, spans[name][1]) for name, m in plain.right.items()})
+
+
 def rank_one_moment(state: AdamState, arithmetic: bool) -> AdamState:
     """The state with every matrix' second moment replaced by r cᵀ: Adafactor's, or that of `rank_one`."""
     second = {}
@@ -103,7 +139,8 @@ def rank_one_moment(state: AdamState, arithmetic: bool) -> AdamState:
 
 
 def forms_for(
-    model: nn.Module, state: AdamState, momentum: bool, dimensions: Sequence[int]
+    model: nn.Module, state: AdamState, momentum: bool, dimensions: Sequence[int],
+    spans: Mapping[str, tuple[Tensor, Tensor]],
 ) -> dict[str, tuple[Form, Form]]:  # fmt: skip
     """name → the form of the pool's rows, and that of the target's, whose gradients stay plain."""
     shapes = {name: p.shape for name, p in trainable_parameters(model).items()}
@@ -125,6 +162,11 @@ def forms_for(
             add(f"{kind}, sparse d={d}, other seed", kind, state, "sparse", d, 1)
             for wider in (1, 4, 16):  # what extraction takes lies between: 256 numbers a matrix, or d / matrices
                 add(f"{kind}, factored d={d}, {wider} × wider", kind, state, "factored", d, wider=wider)
+    for d, share in product(dimensions if spans else (), (1.0, 0.5, 0.25)):
+        factors = fitted(make_factors(shapes, d, 0, least=1), spans, share)
+        direction = Preconditioning(PLAIN, state, momentum, factors=factors)
+        title = f"{PLAIN}, factored d={d}, {share:g} of it fitted"
+        found[title] = Form(direction, factors, "factored", d), Form(direction, factors, "factored", d)
     add("adam, Adafactor's moment", "adam", rank_one_moment(state, True), "none", 1)
     add("adam, moment of rank one", "adam", rank_one_moment(state, False), "none", 1)
     return found
@@ -170,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--momentum", action="store_true", help="keep it in Adam's directions, as LESS does")
     parser.add_argument("--dimensions", type=int, nargs="*", default=[1024, 8192], help="d; none: moments alone")
+    parser.add_argument("--fitted", type=int, default=0, help="further rows that factors are fitted to as well")
     parser.add_argument("--weights", nargs="*", help="patterns of weights of the model itself, for a LoRA")
     asked = parser.parse_args()
     settings = {**SMALL, **({"weights": asked.weights} if asked.weights else {})}
@@ -180,7 +223,9 @@ def main() -> None:
     trajectory.load_into(model, 0)
     model.eval()
     rows = min(asked.rows, len(encoded))
-    forms = forms_for(model, trajectory.moments(0), asked.momentum, asked.dimensions)
+    others = range(rows, min(rows + asked.fitted, len(encoded)))
+    sides = spans(model, encoded, others) if others else {}
+    forms = forms_for(model, trajectory.moments(0), asked.momentum, asked.dimensions, sides)
     found = features(model, encoded, rows, {name: pair[0] for name, pair in forms.items()})
     aims = features(model, target, len(target), {name: pair[1] for name, pair in forms.items()})
     size = sum(p.numel() for p in trainable_parameters(model).values())
