@@ -115,6 +115,7 @@ def test_families_are_coloured_by_their_difference_to_random() -> None:
         (Interval(0.000123456, 0.000121, 0.000125), "0.0001235 (0.0001210 to 0.0001250)"),
         (Interval(0.5), "0.5"),
         (Interval(-0.25, -0.5, 0.0), "−0.25 (−0.50 to 0.00)"),
+        (Interval(-0.001, -0.5, 0.498), "0.00 (−0.50 to 0.50)"),
         (Interval(float("nan")), "–"),
         (None, "–"),
     ],

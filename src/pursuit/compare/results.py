@@ -172,7 +172,7 @@ def _cells(found: MethodScore) -> list[str]:
 
 
 def _spread(value: Interval) -> str:
-    return f"{value.mean:.4f}" + (f" ± {(value.high - value.low) / 2:.4f}" if value.known else "")
+    return f"{value.mean:z.4f}" + (f" ± {(value.high - value.low) / 2:.4f}" if value.known else "")
 
 
 def _seconds(value: float | None) -> str:

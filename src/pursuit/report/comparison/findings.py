@@ -51,7 +51,7 @@ def interval_text(interval: Interval | None, sign: bool = False) -> str:
     if width <= 0:
         return _signed(number(float(f"{interval.mean:.4g}")), interval.mean, sign)
     decimals = max(0, 1 - math.floor(math.log10(width / 2) + 1e-9))
-    mean, low, high = (_signed(f"{value:,.{decimals}f}", value, sign) for value in interval)
+    mean, low, high = (_signed(f"{value:z,.{decimals}f}", value, sign) for value in interval)
     return f"{mean} ({low} to {high})"
 
 
