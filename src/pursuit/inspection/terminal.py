@@ -246,7 +246,9 @@ def _how_measured(found: Prediction) -> list[str]:
 
 def _proposed(found: Proposal) -> list[str]:
     by_dimension = ", ".join(f"d={d}: {value:.3f}" for d, value in found.agreement.items())
-    by_code = ", ".join(f"{code} {share:.3f}" if share < 10 else f"{code} more than 10" for code, share in found.code_error.items())
+    by_code = ", ".join(
+        f"{code} {share:.3f}" if share < 10 else f"{code} more than 10" for code, share in found.code_error.items()
+    )
     by_batch = ", ".join(f"{size}: {rate:,.0f}" for size, rate in found.rates.items())
     flags = " ".join(f"--features.{name.replace('_', '-')} {value}" for name, value in found.settings().items())
     return [
