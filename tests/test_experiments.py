@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from experiments.agreement import cosines, folded, stored_as
+from experiments.composition import composition, composition_table
 from experiments.plots import budget_chart, curve_chart, score_chart
 from experiments.records import counted_seconds, score_table
 
@@ -104,6 +105,21 @@ def test_the_table_has_intervals_where_they_are_known():
     assert lines[2].startswith("| first model | 0 | 4.000 |")
     assert lines[3] == "| gtp(x<1) | 5 | 2.500 | -0.700 ± 0.100 | 150% | 2.000 | 3.000 |"
     assert lines[4] == "| full | 100 | 3.000 ± 0.100 |  | 100% | 2.000 | 4.000 |"
+
+
+def test_what_is_chosen_is_counted_by_collection_and_family():
+    def row(source: str, collection: str, answer: str) -> dict:
+        return {"source": source, "collection": collection, "messages": [{"content": "?"}, {"content": answer}]}
+
+    pool = [row("a", "x", "1234"), row("b", "y", "12"), row("b", "y", ""), row("c", "x", "12")]
+    facts = composition(pool, {"a", "b", "d"})
+    assert facts == {
+        "rows": 4, "of_held_out_families": 0.75, "held_out_families": 2, "families": 3, "collections": {"x": 2, "y": 2},
+        "answer_characters": 2.0,
+    }  # fmt: skip
+    lines = composition_table([{"name": "pool", **facts}, {"name": "m", **composition(pool[3:], {"a"})}]).splitlines()
+    assert lines[2] == "| pool | 4 | 75% | 2 | 3 | 2 | 50% | 50% |"
+    assert lines[3] == "| m | 1 | 0% | 0 | 1 | 2 | 100% | 0% |"
 
 
 def test_cpu_seconds_of_earlier_processes_are_added(tmp_path):

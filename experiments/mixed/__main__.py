@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from experiments.composition import composition
 from experiments.gradients import features_by
 from experiments.mixed.setting import FAMILIES, RUN, TRAINING, mixed_data, mixed_run
 from experiments.mixed.table import write_table
@@ -111,24 +111,16 @@ def _paid(run: Run, data: Path, out: Path) -> dict[str, Any]:
 def _chosen(run: Run, pool_too: bool) -> list[dict[str, Any]]:
     """Of the pool and of every selection in the run: rows of the held-out families, of each collection, seconds."""
     pool = [json.loads(example.raw) for example in run.pool]
-    facts = [{"method": "pool", "seed": None, "rows": len(pool), **_composition(pool)}] if pool_too else []
+    facts = [{"method": "pool", "seed": None, **composition(pool, FAMILIES)}] if pool_too else []
     for folder in sorted(path.parent for path in run.folder.selections.glob("*/choice.json")):
         choice, selection = Choice.load(folder), Selection.load(folder)
         facts.append({
             "method": choice.method, "in_domain": bool(choice.parameters.get("in_domain")), "seed": choice.seed,
-            "rows": len(selection), "seconds": round(choice.seconds, 3),
-            **_composition([pool[index] for index in selection.indices]), "indices": selection.indices.tolist(),
+            "seconds": round(choice.seconds, 3),
+            **composition([pool[index] for index in selection.indices], FAMILIES),
+            "indices": selection.indices.tolist(),
         })  # fmt: skip
     return facts
-
-
-def _composition(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "of_held_out_families": sum(row["source"] in FAMILIES for row in rows) / len(rows),
-        "families": len({row["source"] for row in rows}),
-        "collections": dict(sorted(Counter(row["collection"] for row in rows).items())),
-        "answer_characters": sum(len(row["messages"][1]["content"]) for row in rows) / len(rows),
-    }
 
 
 if __name__ == "__main__":

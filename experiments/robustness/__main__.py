@@ -12,6 +12,7 @@ from typing import Any
 
 from cyclopts import App
 
+from experiments.composition import compared_choices
 from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.robustness.studies import STUDIES, Folders, cells
 from experiments.robustness.table import write_table
@@ -59,6 +60,8 @@ def main(
                 "study": name, "about": study.about, "machine": machine(), "versions": versions(),
                 "seeds": list(range(count)), "cpu_seconds": seconds, "goals": goals,
             }  # fmt: skip
+            if study.aimed:
+                record["chosen"] = compared_choices(next(cells(study))[2], out / name, study.aimed)
             write_json(results / f"robustness-{name}.json", record)
             text = write_table(record, results / f"robustness-{name}.md")
         print(text)

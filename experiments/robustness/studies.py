@@ -57,10 +57,12 @@ class Study:
     Attributes:
         about: the question, in words.
         goals: title → label → the run that selects, and the comparison; the labels are the columns of a table.
+        aimed: families of a mixed pool whose shares of each choice are shown.
     """
 
     about: str
     goals: Mapping[str, Mapping[str, tuple[Run, Comparison]]] = field(default_factory=dict)
+    aimed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def natural_instructions(folders: Folders) -> Study:
     return Study(
         "Another draw of the mixed pool: rows of up to 650 characters for 140, so that a third of them are of Natural "
         "Instructions, among which are tasks that ask for wrong answers; eight of its tasks are held out and aimed at.",
-        {"eight tasks": {"": (run, compared)}},
+        {"eight tasks": {"": (run, compared)}}, INSTRUCTIONS.families,
     )  # fmt: skip
 
 

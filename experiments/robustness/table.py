@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.composition import composition_table
 from experiments.plots import budget_chart
 from experiments.records import Record, columns_table, part_of, score_table
 from pursuit.files import write_text
@@ -23,6 +24,8 @@ def write_table(record: Record, path: Path) -> str:
         parts += list(_scores(columns))
         failed = [pair for comparison in columns.values() for pair in comparison["failed"]]
         parts += [f"Failed: {name}: {why}" for name, why in failed]
+    if "chosen" in record:
+        parts += ["## What was chosen", composition_table(record["chosen"])]
     if name == "budgets":
         parts += list(_charts(record["goals"], path))
     text = "\n\n".join(parts) + "\n"

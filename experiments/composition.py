@@ -1,0 +1,52 @@
+"""What chosen rows of a mixed pool are: of which collections and families, and how long their answers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.records import markdown_table
+from pursuit import Run
+from pursuit.selectors import Selection
+
+Row = Mapping[str, Any]
+
+
+def composition(rows: Sequence[Row], aimed: Collection[str]) -> dict[str, Any]:
+    """Facts of some rows; `aimed`: the held-out families."""
+    found = [row["source"] for row in rows]
+    return {
+        "rows": len(rows), "of_held_out_families": sum(source in aimed for source in found) / len(rows),
+        "held_out_families": len(set(found) & set(aimed)), "families": len(set(found)),
+        "collections": dict(sorted(Counter(row["collection"] for row in rows).items())),
+        "answer_characters": sum(len(row["messages"][1]["content"]) for row in rows) / len(rows),
+    }  # fmt: skip
+
+
+def compared_choices(run: Run, folder: Path, aimed: Collection[str]) -> list[dict[str, Any]]:
+    """Of the pool and of every selection that a comparison keeps in its folder."""
+    pool = {example.row: json.loads(example.raw) for example in run.pool}
+    usable = [pool[row] for row in run.encode().rows["row"].to_pylist()]
+    facts = [{"name": "pool", **composition(usable, aimed)}]
+    for place in sorted((folder / "selections").iterdir()):
+        chosen = [usable[index] for index in Selection.load(place).indices]
+        facts.append({"name": place.name.rpartition("-")[0], **composition(chosen, aimed)})
+    return facts
+
+
+def composition_table(facts: Sequence[Mapping[str, Any]]) -> str:
+    """A row a selection."""
+    collections = list(facts[0]["collections"])
+    head = ["", "rows", "of held-out families", "of how many of them", "families", "answer, characters", *collections]
+    lines = [
+        [
+            fact["name"], f"{fact['rows']:,}", f"{fact['of_held_out_families']:.0%}", str(fact["held_out_families"]),
+            str(fact["families"]), f"{fact['answer_characters']:.0f}",
+            *(f"{fact['collections'].get(name, 0) / fact['rows']:.0%}" for name in collections),
+        ]
+        for fact in facts
+    ]  # fmt: skip
+    return markdown_table([head, *lines])
