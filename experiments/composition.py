@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from experiments.records import markdown_table
 from pursuit import Run
 from pursuit.selectors import Selection
 
+WRONG = re.compile(r"subtask0(05|08|11|14|17|25|42|55)_")  # of Natural Instructions
 Row = Mapping[str, Any]
 
 
@@ -19,7 +21,8 @@ def composition(rows: Sequence[Row], aimed: Collection[str]) -> dict[str, Any]:
     """Facts of some rows; `aimed`: the held-out families."""
     found = [row["source"] for row in rows]
     return {
-        "rows": len(rows), "of_held_out_families": sum(source in aimed for source in found) / len(rows),
+        "rows": len(rows), "asked_for_wrong_answers": sum(bool(WRONG.match(source)) for source in found) / len(rows),
+        "of_held_out_families": sum(source in aimed for source in found) / len(rows),
         "held_out_families": len(set(found) & set(aimed)), "families": len(set(found)),
         "collections": dict(sorted(Counter(row["collection"] for row in rows).items())),
         "answer_characters": sum(len(row["messages"][1]["content"]) for row in rows) / len(rows),
@@ -40,11 +43,20 @@ def compared_choices(run: Run, folder: Path, aimed: Collection[str]) -> list[dic
 def composition_table(facts: Sequence[Mapping[str, Any]]) -> str:
     """A row a selection."""
     collections = list(facts[0]["collections"])
-    head = ["", "rows", "of held-out families", "of how many of them", "families", "answer, characters", *collections]
+    head = [
+        "",
+        "rows",
+        "of held-out families",
+        "of how many of them",
+        "families",
+        "wrong answers asked for",
+        "answer, characters",
+        *collections,
+    ]
     lines = [
         [
             fact["name"], f"{fact['rows']:,}", f"{fact['of_held_out_families']:.0%}", str(fact["held_out_families"]),
-            str(fact["families"]), f"{fact['answer_characters']:.0f}",
+            str(fact["families"]), f"{fact['asked_for_wrong_answers']:.0%}", f"{fact['answer_characters']:.0f}",
             *(f"{fact['collections'].get(name, 0) / fact['rows']:.0%}" for name in collections),
         ]
         for fact in facts

@@ -111,15 +111,15 @@ def test_what_is_chosen_is_counted_by_collection_and_family():
     def row(source: str, collection: str, answer: str) -> dict:
         return {"source": source, "collection": collection, "messages": [{"content": "?"}, {"content": answer}]}
 
-    pool = [row("a", "x", "1234"), row("b", "y", "12"), row("b", "y", ""), row("c", "x", "12")]
+    pool = [row("a", "x", "1234"), row("b", "y", "12"), row("b", "y", ""), row("subtask042_x", "x", "12")]
     facts = composition(pool, {"a", "b", "d"})
     assert facts == {
         "rows": 4, "of_held_out_families": 0.75, "held_out_families": 2, "families": 3, "collections": {"x": 2, "y": 2},
-        "answer_characters": 2.0,
+        "answer_characters": 2.0, "asked_for_wrong_answers": 0.25,
     }  # fmt: skip
     lines = composition_table([{"name": "pool", **facts}, {"name": "m", **composition(pool[3:], {"a"})}]).splitlines()
-    assert lines[2] == "| pool | 4 | 75% | 2 | 3 | 2 | 50% | 50% |"
-    assert lines[3] == "| m | 1 | 0% | 0 | 1 | 2 | 100% | 0% |"
+    assert lines[2] == "| pool | 4 | 75% | 2 | 3 | 25% | 2 | 50% | 50% |"
+    assert lines[3] == "| m | 1 | 0% | 0 | 1 | 100% | 2 | 100% | 0% |"
 
 
 def test_cpu_seconds_of_earlier_processes_are_added(tmp_path):
