@@ -43,16 +43,8 @@ def compared_choices(run: Run, folder: Path, aimed: Collection[str]) -> list[dic
 def composition_table(facts: Sequence[Mapping[str, Any]]) -> str:
     """A row a selection."""
     collections = list(facts[0]["collections"])
-    head = [
-        "",
-        "rows",
-        "of held-out families",
-        "of how many of them",
-        "families",
-        "wrong answers asked for",
-        "answer, characters",
-        *collections,
-    ]
+    head = ["", "rows", "of held-out families", "of how many of them", "families", "wrong answers asked for"]
+    head += ["answer, characters", *collections]
     lines = [
         [
             fact["name"], f"{fact['rows']:,}", f"{fact['of_held_out_families']:.0%}", str(fact["held_out_families"]),
