@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pursuit.compare import Comparison, compare
-from pursuit.compare.plan import FULL, UNTRAINED, cells
+from pursuit.compare.plan import FULL, UNTRAINED, cell_folder, cells
 from pursuit.compare.results import _gain, comparison_data, interval
 from pursuit.compare.work import Job
 from test_compare import TRAIN, begun, settings  # noqa: F401  (begun is a fixture)
@@ -148,3 +148,11 @@ def _standing(out) -> set[str]:
 def test_a_share_of_the_gain_is_shown_only_where_there_is_a_gain(metric, untrained, whole, known):
     found = _gain(metric, untrained, whole)
     assert found == ((untrained, pytest.approx(np.mean(whole))) if known else None)
+
+
+def test_a_method_with_many_parameters_has_a_folder_that_can_be_made(tmp_path):
+    name = f'less(quotas="{",".join(f"a_rather_long_name_of_a_task_{number}=1" for number in range(40))}")-5%-seed0'
+    one, other = (cell_folder(tmp_path, name, key) for key in ("0123456789", "abcdef0123"))
+    one.mkdir()
+    assert one != other
+    assert one.name.endswith("-01234567")

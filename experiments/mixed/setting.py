@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from demo.fetch import fetch_model
 from experiments.gradients import features_by, run_folder
 from experiments.pools.mixed import make_mixed
 from pursuit import Run
-from pursuit.files import write_text
 from pursuit.finetune import FineTune
 
 FAMILIES = (
@@ -59,17 +57,7 @@ def mixed_run(out: Path, data: Path, gradients: str, **changed: Any) -> Run:
     `changed`: settings of the run.
     """
     features = features_by(gradients, RUN["features"])
-    settings = {**RUN, "features": features, "target": str(data / "target.jsonl"), **changed}
     return Run(
-        run_folder(out, gradients), **settings, model=str(fetch_model()), pool=str(data / "pool.jsonl")
+        run_folder(out, gradients), **{**RUN, "features": features, **changed}, model=str(fetch_model()),
+        pool=str(data / "pool.jsonl"), target=str(data / "target.jsonl"),
     )  # fmt: skip
-
-
-def split_by_source(path: Path) -> list[str]:
-    """A file for each source, named by it, beside the file; as a run's targets."""
-    parts: dict[str, list[str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        parts.setdefault(json.loads(line)["source"], []).append(line)
-    for source, lines in parts.items():
-        write_text(path.with_name(f"{path.stem}-{source}.jsonl"), "".join(lines))
-    return [f"{source}={path.with_name(f'{path.stem}-{source}.jsonl')}" for source in parts]

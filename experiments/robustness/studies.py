@@ -14,7 +14,7 @@ from typing import Any
 from demo.fetch import fetch_model
 
 from experiments.mixed.setting import TRAINING as MIXED_TRAINING
-from experiments.mixed.setting import Draw, mixed_data, mixed_run, split_by_source
+from experiments.mixed.setting import Draw, mixed_data, mixed_run
 from experiments.robustness.gemma import fetch_gemma
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
 from experiments.textgames.setting import RUN, TRAINING, games_run, held_out
@@ -217,20 +217,15 @@ def natural_instructions(folders: Folders) -> Study:
     out = folders.mixed / "natural-instructions"
     data = mixed_data(out, INSTRUCTIONS)
     run = mixed_run(out, data, "default", max_length=400, on_bad_row="skip")  # one row has a NUL character
-    apart = mixed_run(
-        out, data, "default", max_length=400, on_bad_row="skip", target=split_by_source(data / "target.jsonl")
-    )
+    in_turn = ",".join(f"{family}=1" for family in INSTRUCTIONS.families)
     compared = Comparison(
-        methods=MIXED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
-        metrics=("loss", "exact"),
+        methods=(*MIXED, f'less(quotas="{in_turn}")'), budgets=("5%",), evaluation=[str(data / "eval.jsonl")],
+        train=MIXED_TRAINING, metrics=("loss", "exact"),
     )  # fmt: skip
     return Study(
         "Another draw of the mixed pool: rows of up to 650 characters for 140, so that a third of them are of Natural "
         "Instructions, among which are tasks that ask for wrong answers; eight of its tasks are held out and aimed at.",
-        {
-            "eight tasks": {"": (run, compared)},
-            "eight tasks, a target each": {"": (apart, replace(compared, methods=("less",)))},
-        }, INSTRUCTIONS.families,
+        {"eight tasks": {"": (run, compared)}}, INSTRUCTIONS.families,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pursuit.errors import SettingsError
 from pursuit.finetune.recipe import FineTune
 
 RANDOM, FULL, UNTRAINED = "random", "full", "untrained"
+LONGEST_NAME = 120  # of a folder; systems allow 255, and a method's parameters may be many
 OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')  # commas that separate parameters
 
 
@@ -110,7 +111,7 @@ class Cell:
 def cell_folder(folder: Path, name: str, key: str) -> Path:
     """Where something of that name is kept; another `key` (of all that shapes it) is another place."""
     safe = "".join(letter if letter.isalnum() or letter in "-_.%" else "_" for letter in name)
-    return folder / f"{safe}-{key[:8]}"
+    return folder / f"{safe[:LONGEST_NAME]}-{key[:8]}"
 
 
 def cells(comparison: Comparison) -> list[Cell]:
