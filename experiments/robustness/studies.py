@@ -157,6 +157,17 @@ def budgets(folders: Folders) -> Study:
     return Study("Text games: rising budgets.", goals)
 
 
+def iterations(folders: Folders) -> Study:
+    """What the published loop has chosen after each of its iterations."""
+    games = Games.made(folders.textgames)
+    loop = tuple(f"gtp(refine=none, iterations={count})" for count in (1, 2, 3, 5, 10))
+    return Study(
+        "Text games: GTP's published loop stopped after 1 to 10 iterations, and with the support refined (*gtp*). The "
+        "residuals by iteration are in [textgames.md](textgames.md).",
+        {"targeted": {"": (games.run(), games.comparison("targeted", methods=(*loop, "gtp", "random")))}},
+    )  # fmt: skip
+
+
 def played(folders: Folders) -> Study:
     """Games that no model has seen, played to their end."""
     games = Games.made(folders.textgames)
@@ -231,6 +242,7 @@ def natural_instructions(folders: Folders) -> Study:
 
 STUDIES: dict[str, Callable[[Folders], Study]] = {
     "models": models, "optimizers": optimizers, "schedules": schedules, "warmups": warmups, "budgets": budgets,
+    "iterations": iterations,
     "played": played, "played-larger": played_larger, "mixed-exact": mixed_exact, "mixed-models": mixed_models,
     "natural-instructions": natural_instructions,
 }  # fmt: skip
