@@ -82,7 +82,7 @@ def test_a_wrong_key_or_value_of_the_job_is_named(place, tmp_path, capsys, wrong
 
 @pytest.mark.parametrize("name", ["gtp", "omp", "less", "rds"])
 def test_quotas_that_do_not_fit_the_target_are_found_before_the_model_is_loaded(place, tmp_path, monkeypatch, name):
-    import pursuit.run.stages as module
+    import pursuit.run.given as module
 
     monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     new = {"model": place / "model", "pool": place / "pool.jsonl", **SMALL}
