@@ -19,6 +19,7 @@ from experiments.robustness.table import write_table
 from pursuit.compare import compare
 from pursuit.files import write_json
 from pursuit.progress import say
+from pursuit.selectors import Selection
 from pursuit.versions import versions
 
 app = App(name="experiments.robustness", help=__doc__)
@@ -60,6 +61,9 @@ def main(
                 "study": name, "about": study.about, "machine": machine(), "versions": versions(),
                 "seeds": list(range(count)), "cpu_seconds": seconds, "goals": goals,
             }  # fmt: skip
+            if study.curves:
+                place = min((out / name / "selections").glob(f"{study.curves}*"))
+                record["residuals"] = Selection.load(place).diagnostics["residuals"]
             if study.aimed:
                 record["chosen"] = compared_choices(next(cells(study))[2], out / name, study.aimed)
             write_json(results / f"robustness-{name}.json", record)

@@ -58,11 +58,13 @@ class Study:
         about: the question, in words.
         goals: title → label → the run that selects, and the comparison; the labels are the columns of a table.
         aimed: families of a mixed pool whose shares of each choice are shown.
+        curves: how the folder of a selection begins whose residuals by iteration are shown.
     """
 
     about: str
     goals: Mapping[str, Mapping[str, tuple[Run, Comparison]]] = field(default_factory=dict)
     aimed: tuple[str, ...] = ()
+    curves: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,10 @@ def iterations(folders: Folders) -> Study:
     games = Games.made(folders.textgames)
     loop = tuple(f"gtp(refine=none, iterations={count})" for count in (1, 2, 3, 5, 10))
     return Study(
-        "Text games: GTP's published loop stopped after 1 to 10 iterations, and with the support refined (*gtp*). The "
-        "residuals by iteration are in [textgames.md](textgames.md).",
+        "Text games: GTP's published loop stopped after 1 to 10 iterations, and with the support refined (*gtp*). "
+        "The residuals are those of the loop of 10.",
         {"targeted": {"": (games.run(), games.comparison("targeted", methods=(*loop, "gtp", "random")))}},
+        curves="gtp_refine_none__iterations_10_",
     )  # fmt: skip
 
 

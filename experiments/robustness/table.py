@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.composition import composition_table
 from experiments.plots import budget_chart
-from experiments.records import Record, columns_table, part_of, score_table
+from experiments.records import Record, columns_table, markdown_table, part_of, score_table
 from pursuit.files import write_text
 
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
@@ -24,6 +24,8 @@ def write_table(record: Record, path: Path) -> str:
         parts += list(_scores(columns))
         failed = [pair for comparison in columns.values() for pair in comparison["failed"]]
         parts += [f"Failed: {name}: {why}" for name, why in failed]
+    if "residuals" in record:
+        parts += ["## Residual by iteration, relative to the goal's length", _residuals(record["residuals"])]
     if "chosen" in record:
         parts += ["## What was chosen", composition_table(record["chosen"])]
     if name == "budgets":
@@ -31,6 +33,14 @@ def write_table(record: Record, path: Path) -> str:
     text = "\n\n".join(parts) + "\n"
     write_text(path, text)
     return text
+
+
+def _residuals(curves: Record) -> str:
+    longest = max(map(len, curves.values()))
+    lines = [["", *map(str, range(1, longest + 1))]]
+    for name, values in curves.items():
+        lines.append([name, *(f"{value:.3f}" for value in values), *[""] * (longest - len(values))])
+    return markdown_table(lines)
 
 
 def _charts(goals: Record, path: Path) -> Iterator[str]:
