@@ -33,7 +33,10 @@ from pursuit.recipes import Preconditioner, ProjectionKind
 from pursuit.run.stages import Stages
 
 PLAIN: Preconditioner = "sgd"
-SMALL = {"lora": {"rank": 8, "alpha": 32}, "warmup": {"batch_size": 6, "sample": 180, "checkpoint_steps": [30]}}
+SMALL = {
+    "on_bad_row": "skip", "lora": {"rank": 8, "alpha": 32},
+    "warmup": {"batch_size": 6, "sample": 180, "checkpoint_steps": [30]},
+}  # fmt: skip
 
 
 @dataclass

@@ -6,12 +6,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments.records import markdown_table
 from pursuit import Run
-from pursuit.selectors import Selection
+from pursuit.compare.choices import Choices
 
 WRONG = re.compile(r"subtask0(05|08|11|14|17|25|42|55)_")  # of Natural Instructions
 Row = Mapping[str, Any]
@@ -29,14 +28,14 @@ def composition(rows: Sequence[Row], aimed: Collection[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared_choices(run: Run, folder: Path, aimed: Collection[str]) -> list[dict[str, Any]]:
-    """Of the pool and of every selection that a comparison keeps in its folder."""
+def compared_choices(run: Run, made: Choices, aimed: Collection[str]) -> list[dict[str, Any]]:
+    """Of the pool and of every choice of a comparison."""
     pool = {example.row: json.loads(example.raw) for example in run.pool}
     usable = [pool[row] for row in run.encode().rows["row"].to_pylist()]
     facts = [{"name": "pool", **composition(usable, aimed)}]
-    for place in sorted((folder / "selections").iterdir()):
-        chosen = [usable[index] for index in Selection.load(place).indices]
-        facts.append({"name": place.name.rpartition("-")[0], **composition(chosen, aimed)})
+    for (method, _, seed), (selection, _) in made.items():
+        chosen = [usable[index] for index in selection.indices]
+        facts.append({"name": f"{method}, seed {seed}", **composition(chosen, aimed)})
     return facts
 
 

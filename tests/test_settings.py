@@ -21,7 +21,7 @@ def test_an_epoch_a_checkpoint_and_steps_that_are_no_numbers():
 
 
 def test_one_file_needs_no_list_and_keeps_its_commas():
-    settings = settings_from({"pool": "a,b.jsonl", "target": "exam=t.jsonl", "weights": "*", "devices": "cpu,cpu"})
+    settings = settings_from({"pool": "a,b.jsonl", "target": "exam=t.jsonl", "weights": "*", "devices": "cpu, cpu"})
     assert (settings.pool, settings.target) == (["a,b.jsonl"], ["exam=t.jsonl"])
     assert (settings.weights, settings.devices) == (["*"], ["cpu", "cpu"])
 

@@ -17,9 +17,9 @@ from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.robustness.studies import STUDIES, Folders, cells
 from experiments.robustness.table import write_table
 from pursuit.compare import compare
+from pursuit.compare.choices import choices
 from pursuit.files import write_json
 from pursuit.progress import say
-from pursuit.selectors import Selection
 from pursuit.versions import versions
 
 app = App(name="experiments.robustness", help=__doc__)
@@ -61,11 +61,12 @@ def main(
                 "study": name, "about": study.about, "machine": machine(), "versions": versions(),
                 "seeds": list(range(count)), "cpu_seconds": seconds, "goals": goals,
             }  # fmt: skip
+            _, _, run, comparison = next(cells(study))
+            made = choices(run, replace(comparison, seeds=count), out / name) if study.curves or study.aimed else {}
             if study.curves:
-                place = min((out / name / "selections").glob(f"{study.curves}*"))
-                record["residuals"] = Selection.load(place).diagnostics["residuals"]
+                record["residuals"] = made[study.curves, "5%", 0][0].diagnostics["residuals"]
             if study.aimed:
-                record["chosen"] = compared_choices(next(cells(study))[2], out / name, study.aimed)
+                record["chosen"] = compared_choices(run, made, study.aimed)
             write_json(results / f"robustness-{name}.json", record)
             text = write_table(record, results / f"robustness-{name}.md")
         print(text)

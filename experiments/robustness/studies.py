@@ -58,7 +58,7 @@ class Study:
         about: the question, in words.
         goals: title → label → the run that selects, and the comparison; the labels are the columns of a table.
         aimed: families of a mixed pool whose shares of each choice are shown.
-        curves: how the folder of a selection begins whose residuals by iteration are shown.
+        curves: the method whose residuals by iteration are shown, of the first seed.
     """
 
     about: str
@@ -167,7 +167,7 @@ def iterations(folders: Folders) -> Study:
         "Text games: GTP's published loop stopped after 1 to 10 iterations, and with the support refined (*gtp*). "
         "The residuals are those of the loop of 10.",
         {"targeted": {"": (games.run(), games.comparison("targeted", methods=(*loop, "gtp", "random")))}},
-        curves="gtp_refine_none__iterations_10_",
+        curves=loop[-1],
     )  # fmt: skip
 
 
@@ -196,7 +196,8 @@ def played_larger(folders: Folders) -> Study:
     }  # fmt: skip
     return Study(
         "Text games: what the small Llama chose, trained by SmolLM2-135M-Instruct (LoRA of rank 16 on its attention "
-        "projections, 16 steps of 8 rows); then ten unseen games of each kind are played, as in *played*.",
+        "projections, 16 steps of 8 rows); then ten unseen games of each kind are played. A "
+        "reply that the game would not understand is taken as the valid action that is most like it.",
         {"targeted": {"": (run, games.comparison("targeted", **change))}},
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def split_commas(value: Any) -> Any:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not any(isinstance(item, str) for item in items):
         return value
-    return [part for item in items for part in str(item).split(",") if part]
+    return [part.strip() for item in items for part in str(item).split(",") if part.strip()]
 
 
 class _Group(BaseModel):
