@@ -187,12 +187,22 @@ def success(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     Returns:
         1 for each row whose game is won within its steps, 0 for the others.
     """
-    return [float(state.won) for state in _played(respond, _games(rows))]
+    return [float(state.won) for state in _played(respond, _games(rows), replies=True)]
 
 
 def score(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """As `success`, but the games' own scores, which credit parts of a task: a share of what can be had, at least 0."""
-    return [max(state.score, 0.0) for state in _played(respond, _games(rows))]
+    return [max(state.score, 0.0) for state in _played(respond, _games(rows), replies=True)]
+
+
+def chosen_success(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """As `success`, but each action is the likeliest of those that the game would understand, as often on ALFWorld."""
+    return [float(state.won) for state in _played(respond, _games(rows), replies=False)]
+
+
+def chosen_score(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """As `score`, with the actions of `chosen_success`."""
+    return [max(state.score, 0.0) for state in _played(respond, _games(rows), replies=False)]
 
 
 def _games(rows: Sequence[Mapping[str, Any]]) -> tuple[Game, ...]:
@@ -201,8 +211,15 @@ def _games(rows: Sequence[Mapping[str, Any]]) -> tuple[Game, ...]:
 
 
 @lru_cache(maxsize=1)  # the second score of the same games need not play them again
-def _played(respond: Respond, asked: tuple[Game, ...]) -> list[State]:
-    """How each game ended. All are played at once, an action of each at a time."""
+def _played(respond: Respond, asked: tuple[Game, ...], *, replies: bool) -> list[State]:
+    """How each game ended. All are played at once, an action of each at a time.
+
+    Args:
+        respond: the model.
+        asked: the games.
+        replies: act by the model's own words; False by the likeliest valid action.
+    """
+    act = _by_replies if replies else _by_choice
     actions: list[list[str]] = [[] for _ in asked]
     ended: dict[int, State] = {}
     playing = list(range(len(asked)))
@@ -214,10 +231,24 @@ def _played(respond: Respond, asked: tuple[Game, ...]) -> list[State]:
             ended |= over
             advance(len(over))
             playing = [row for row in playing if row not in over]
-            replies = respond([[{"role": "user", "content": states[row].prompt()}] for row in playing])
-            for row, reply in zip(playing, replies, strict=True):
-                actions[row].append(understood(reply.strip().split("\n")[0], states[row].valid))
+            for row, action in zip(playing, act(respond, [states[row] for row in playing]), strict=True):
+                actions[row].append(action)
     return [ended[row] for row in range(len(asked))]
+
+
+def _by_replies(respond: Respond, states: Sequence[State]) -> list[str]:
+    replies = respond([_asked(state) for state in states])
+    return [understood(reply.strip().split("\n")[0], state.valid) for reply, state in zip(replies, states, strict=True)]
+
+
+def _by_choice(respond: Respond, states: Sequence[State]) -> list[str]:
+    options = [sorted(set(state.valid)) for state in states]
+    chosen = respond.choose([_asked(state) for state in states], options)
+    return [valid[place] for valid, place in zip(options, chosen, strict=True)]
+
+
+def _asked(state: State) -> list[dict[str, str]]:
+    return [{"role": "user", "content": state.prompt()}]
 
 
 def understood(reply: str, valid: Sequence[str]) -> str:

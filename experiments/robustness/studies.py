@@ -6,15 +6,15 @@ folders have the data and the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from demo.fetch import fetch_model
 
+from experiments.mixed.setting import FAMILIES, Draw, mixed_data, mixed_run
 from experiments.mixed.setting import TRAINING as MIXED_TRAINING
-from experiments.mixed.setting import Draw, mixed_data, mixed_run
 from experiments.robustness.gemma import fetch_gemma
 from experiments.textgames.data import FIRST_TRAINING, KINDS, TARGETS, Sizes, first_model, make_data
 from experiments.textgames.setting import RUN, TRAINING, games_run, held_out
@@ -207,8 +207,8 @@ def mixed_exact(folders: Folders) -> Study:
     data = mixed_data(folders.mixed)
     run = mixed_run(folders.mixed, data, "default")
     compared = Comparison(
-        methods=MIXED, budgets=("5%",), evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING,
-        metrics=("loss", "exact"),
+        methods=(*MIXED, _in_turn(FAMILIES)), budgets=("5%",), evaluation=[str(data / "eval.jsonl")],
+        train=MIXED_TRAINING, metrics=("loss", "exact"),
     )  # fmt: skip
     return Study("Mixed pool, with exact answers.", {"ten families": {"": (run, compared)}})
 
@@ -232,9 +232,8 @@ def natural_instructions(folders: Folders) -> Study:
     out = folders.mixed / "natural-instructions"
     data = mixed_data(out, INSTRUCTIONS)
     run = mixed_run(out, data, "default", max_length=400, on_bad_row="skip")  # one row has a NUL character
-    in_turn = ",".join(f"{family}=1" for family in INSTRUCTIONS.families)
     compared = Comparison(
-        methods=(*MIXED, f'less(quotas="{in_turn}")'), budgets=("5%",), evaluation=[str(data / "eval.jsonl")],
+        methods=(*MIXED, _in_turn(INSTRUCTIONS.families)), budgets=("5%",), evaluation=[str(data / "eval.jsonl")],
         train=MIXED_TRAINING, metrics=("loss", "exact"),
     )  # fmt: skip
     return Study(
@@ -242,6 +241,12 @@ def natural_instructions(folders: Folders) -> Study:
         "Instructions, among which are tasks that ask for wrong answers; eight of its tasks are held out and aimed at.",
         {"eight tasks": {"": (run, compared)}}, INSTRUCTIONS.families,
     )  # fmt: skip
+
+
+def _in_turn(families: Sequence[str]) -> str:
+    """LESS, with the best rows of each family of the target in turn."""
+    shares = ",".join(f"{family}=1" for family in families)
+    return f'less(quotas="{shares}")'
 
 
 STUDIES: dict[str, Callable[[Folders], Study]] = {

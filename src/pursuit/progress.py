@@ -31,15 +31,18 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(description: str, total: float, unit: str = "rows", done: float = 0) -> Iterator[Advance]:
+def progress(description: str | None, total: float, unit: str = "rows", done: float = 0) -> Iterator[Advance]:
     """Show progress on stderr: a live bar on a terminal, a line now and then elsewhere.
 
     Args:
-        description: what is being done, for a person.
+        description: what is being done, for a person; None shows nothing.
         total: how many units there are.
         unit: the unit's name in the plural.
         done: units finished before (a resumed stage); they do not count towards the rate.
     """
+    if description is None:
+        yield lambda units: None
+        return
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),

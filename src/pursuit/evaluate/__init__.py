@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pursuit.evaluate.asking import Respond
 from pursuit.evaluate.evaluation import evaluate
-from pursuit.evaluate.generate import GenerationSettings, Respond
+from pursuit.evaluate.generate import GenerationSettings
 from pursuit.evaluate.intervals import Score
 from pursuit.evaluate.plan import METRICS, check_metrics
 from pursuit.evaluate.result import Evaluation

@@ -20,6 +20,7 @@ from pursuit.evaluate.prompts import with_reply
 from pursuit.evaluate.rows import EvalRow
 from pursuit.gradients.losses import token_losses
 from pursuit.gradients.split import forward_arguments
+from pursuit.pool import Example
 from pursuit.progress import progress
 
 
@@ -82,33 +83,58 @@ def score_options(
         DataError: an option does not fit into the encoder's max_length, or the template refuses it.
     """
     asked = [place for place, row in enumerate(rows) if row.options]
-    options = _encode(encoder, [rows[place] for place in asked])
-    sizes = np.array([len(option) * option.longest for option in options], dtype=np.int32)
+    replies = [[with_reply(rows[place], option) for option in rows[place].options or ()] for place in asked]
     found: list[Choice | None] = [None] * len(rows)
-    with torch.inference_mode(), progress("options", len(asked)) as advance:
+    for place, likelihoods in zip(
+        asked, option_likelihoods(model, encoder, replies, batch_tokens, share_prompt), strict=True
+    ):
+        row = rows[place]
+        lengths = np.array([len(option.strip().encode()) for option in row.options or ()])
+        found[place] = Choice(likelihoods, lengths, row.answer or 0)
+    return found
+
+
+def option_likelihoods(
+    model: nn.Module, encoder: Encoder, asked: Sequence[Sequence[Example]], batch_tokens: int,
+    share_prompt: bool = True, description: str | None = "options",
+) -> list[NDArray[np.float64]]:  # fmt: skip
+    """For each question (options,) log-likelihoods of the last assistant turns of its conversations.
+
+    Args:
+        model: a causal language model.
+        encoder: with the chat template and the truncation.
+        asked: the conversations of each question: the same turns, but for the last one.
+        batch_tokens: bound on the padded tokens in memory at once; a single question can be larger.
+        share_prompt: as for `score_options`.
+        description: of the progress; None shows none.
+
+    Raises:
+        DataError: an option does not fit into the encoder's max_length, or the template refuses it.
+    """
+    options = _encode(encoder, asked)
+    sizes = np.array([len(option) * option.longest for option in options], dtype=np.int32)
+    found: list[NDArray[np.float64]] = [np.empty(0)] * len(asked)
+    with torch.inference_mode(), progress(description, len(asked)) as advance:
         for batch in plan_batches(range(len(asked)), sizes, batch_tokens):
             for item, likelihoods in zip(batch, _score(model, [options[i] for i in batch], share_prompt), strict=True):
-                row = rows[asked[item]]
-                lengths = np.array([len(option.strip().encode()) for option in row.options or ()])
-                found[asked[item]] = Choice(likelihoods, lengths, row.answer or 0)
+                found[item] = likelihoods
             advance(len(batch))
     return found
 
 
-def _encode(encoder: Encoder, rows: Sequence[EvalRow]) -> list[_Options]:
+def _encode(encoder: Encoder, asked: Sequence[Sequence[Example]]) -> list[_Options]:
     last = Encoder(encoder.tokenizer, max_length=encoder.max_length, train_on="last")
     last.template = encoder.template
     found = []
-    for row in rows:
+    for replies in asked:
         encoded = []
-        for option, outcome in zip(
-            row.options or (), last.encode_batch([with_reply(row, option) for option in row.options or ()]), strict=True
-        ):
+        for example, outcome in zip(replies, last.encode_batch(replies), strict=True):
             if isinstance(outcome, DataError):
                 raise outcome
             if outcome.truncated:
+                option = example.messages[-1].content if example.messages else ""
                 reason = f"its option {option!r} does not fit into {encoder.max_length:,} tokens (--max-length)."
-                raise DataError(reason, path=row.example.path, line=row.example.line)
+                raise DataError(reason, path=example.path, line=example.line)
             encoded.append(outcome)
         found.append(_Options(encoded, _shared(encoded)))
     return found

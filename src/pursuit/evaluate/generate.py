@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from pursuit.batches import plan_batches
-from pursuit.encoding import Encoder
 from pursuit.errors import SettingsError
-from pursuit.evaluate.prompts import Prompt, conversation_prompt, stop_tokens
+from pursuit.evaluate.prompts import Prompt, stop_tokens
 from pursuit.progress import progress
-
-PLAYED_TOKENS = 64  # of a reply that has no reference to take its length from, if nothing else is said
-Respond = Callable[[Sequence[Sequence[Mapping[str, Any]]]], list[str]]  # conversations (lists of turns) → responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +62,13 @@ def generate_responses(
     """
     stops = stop_tokens(tokenizer, model, prompts)
     responses = [""] * len(prompts)
-    with torch.inference_mode(), _plain_generation(model), _reported(description, len(prompts)) as advance:
+    with torch.inference_mode(), _plain_generation(model), progress(description, len(prompts)) as advance:
         for batch in _plan(prompts, batch_tokens):
             chosen = [prompts[row] for row in batch]
             for row, prompt, ids in zip(batch, chosen, _generate(model, tokenizer, chosen, stops), strict=True):
                 responses[row] = prompt.cut(_decode(tokenizer, ids))[0].strip()
             advance(len(batch))
     return responses
-
-
-def responder(model: nn.Module, encoder: Encoder, settings: GenerationSettings, batch_tokens: int) -> Respond:
-    """A function from conversations to the model's replies, for players."""
-
-    def respond(conversations: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-        limit = settings.max_new_tokens or PLAYED_TOKENS
-        prompts = [conversation_prompt(encoder, turns, limit, settings.first_line) for turns in conversations]
-        return generate_responses(model, encoder.tokenizer, prompts, batch_tokens, description=None)
-
-    return respond
 
 
 def _plan(prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
@@ -161,12 +146,3 @@ def _plain_generation(model: nn.Module) -> Iterator[None]:
     finally:
         for owner, config in zip(owners, kept, strict=True):
             owner.generation_config = config
-
-
-@contextmanager
-def _reported(description: str | None, total: int) -> Iterator[Callable[[float], None]]:
-    if description is None:
-        yield lambda units: None
-        return
-    with progress(description, total) as advance:
-        yield advance

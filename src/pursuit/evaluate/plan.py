@@ -12,8 +12,9 @@ import pyarrow as pa
 from torch import nn
 
 from pursuit.errors import DataError, SettingsError
+from pursuit.evaluate.asking import Respond
 from pursuit.evaluate.choice import score_options
-from pursuit.evaluate.generate import GenerationSettings, Respond, generate_responses, responder
+from pursuit.evaluate.generate import GenerationSettings, generate_responses
 from pursuit.evaluate.harness import check_lm_eval
 from pursuit.evaluate.losses import response_losses
 from pursuit.evaluate.parts import Parts
@@ -88,7 +89,7 @@ class Plan:
             yield from ((name, table[name]) for name in table.column_names)
         if "exact" in self.metrics or self.scorers:
             yield from self._of_responses(model, data, parts)
-        respond = responder(model, data.encoder, self.generation, self.batch_tokens)  # the same for every player
+        respond = Respond(model, data.encoder, self.generation, self.batch_tokens)  # the same for every player
         for name, player in self.players.items():
             settings = {**asdict(self.generation), "function": f"{player.__module__}:{player.__qualname__}"}
             table = parts.table(f"player-{name}", settings, partial(_played, name, player, respond, data))

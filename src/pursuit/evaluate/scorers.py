@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pursuit.errors import DataError, SettingsError
-from pursuit.evaluate.generate import Respond
+from pursuit.evaluate.asking import Respond
 from pursuit.evaluate.rows import EvalRow
 
 Turn = dict[str, str]  # {"role": …, "content": …}
