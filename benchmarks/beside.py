@@ -57,13 +57,15 @@ class Work:
         return f"small Llama{lora}, {self.side}×{self.side} a matrix, {what}"
 
 
-def commands(peers: list[str], side: int) -> tuple[dict[str, list[str]], dict[str, str]]:
+def commands(peers: list[str], work: Work) -> tuple[dict[str, list[str]], dict[str, str]]:
     """What to call for each way, and the version of each peer; one that cannot be installed is left out, with why."""
     here = sys.executable
     ways = {
         "forward": [here, "plain.py"], FLOOR: [here, "plain.py", "--backward"],
-        OURS: [here, "ours.py", "--side", str(side)],
+        OURS: [here, "ours.py", "--side", str(work.side)],
     }  # fmt: skip
+    other = "factored" if work.rank else "tensorsketch"
+    ways[f"{OURS}, {other}"] = [*ways[OURS], "--projection", other]
     versions = {}
     for peer in peers:
         if peer not in PEERS:
@@ -71,7 +73,7 @@ def commands(peers: list[str], side: int) -> tuple[dict[str, list[str]], dict[st
             continue
         try:
             script = f"with_{peer.replace('-', '_')}.py"
-            ways[peer], versions[peer] = [str(python_of(peer)), script, "--side", str(side)], version_of(peer)
+            ways[peer], versions[peer] = [str(python_of(peer)), script, "--side", str(work.side)], version_of(peer)
         except InstallError as error:
             print(f"left out: {error}", flush=True)
     return ways, versions
@@ -104,7 +106,7 @@ def pool_lengths(pool: str, model: str, count: int, folder: Path) -> Path:
 
 def compare(peers: list[str], work: Work, rounds: int) -> None:
     """Print the table of one kind of work."""
-    ways, versions = commands(peers, work.side)
+    ways, versions = commands(peers, work)
     options = ["--rows", str(work.rows), *work.options]
     exact = once([sys.executable, "ours.py", "--side", "0"], ["--rows", str(COMPARED), *work.options])
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}

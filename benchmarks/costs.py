@@ -25,7 +25,7 @@ from pursuit.gradients import Preconditioning
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.inspection.costs import Shape, shape_of
 from pursuit.inspection.predict import PER_ROW, padded_tokens
-from pursuit.recipes import Recipe
+from pursuit.recipes import ProjectionKind, Recipe
 from pursuit.store.codecs import row_bytes
 
 # body, head, layers, hidden, adapters of rank 128 on q, k, v, o: by the published configurations of Llama 3
@@ -35,11 +35,13 @@ TOKENS, LABELLED, CHECKPOINTS = 500, 250, 3  # a row; padding included
 H100, SHARE, PRICE = 989e12, 0.4, 2.5  # bfloat16 peak, the share of it that is reached, dollars an hour: assumptions
 
 
-def seconds(model: nn.Module, rows: KnownRows, factored: bool = False, rounds: int = 3) -> tuple[float, float]:
+def seconds(
+    model: nn.Module, rows: KnownRows, kind: ProjectionKind = "sparse", rounds: int = 3
+) -> tuple[float, float]:
     """CPU seconds of one pass (median), and its operations."""
-    recipe = Recipe(projection="factored" if factored else "sparse", preconditioner="sgd")
-    factors, projection = projections(model, recipe)
-    direction = Preconditioning("sgd", None, factors=factors)
+    recipe = Recipe(projection=kind, preconditioner="sgd")
+    sketch, projection = projections(model, recipe)
+    direction = Preconditioning("sgd", None, sketch=sketch)
     batches = plan_batches(range(len(rows)), rows.lengths, 1024)
     found = []
     for _ in range(rounds + 1):
@@ -49,7 +51,7 @@ def seconds(model: nn.Module, rows: KnownRows, factored: bool = False, rounds: i
         found.append(time.process_time() - start)
     labelled = sum(int(rows[row][1][1:].sum()) for row in range(len(rows)))
     tokens = padded_tokens(rows.lengths, batches)
-    operations = shape_of(model, factored).operations(tokens, float(rows.lengths.mean()), labelled)
+    operations = shape_of(model, sketch).operations(tokens, float(rows.lengths.mean()), labelled)
     return statistics.median(found[1:]), operations
 
 
@@ -59,16 +61,17 @@ def checked(folder: str, count: int) -> None:
     rate = operations / took
     print(f"small Llama, LoRA r=8: {rate / 1e9:.1f} G operations a CPU-second, with which:")
     lengths = np.random.default_rng(1).integers(40, 200, count).tolist()
-    cases: list[tuple[str, nn.Module, KnownRows, bool]] = [
-        ("small Llama, all matrices", only_linear(small_llama()), random_rows([128] * 32, 2048), False),
-        ("the same, factored", only_linear(small_llama()), random_rows([128] * 32, 2048), True),
+    cases: list[tuple[str, nn.Module, KnownRows, ProjectionKind]] = [
+        ("small Llama, all matrices", only_linear(small_llama()), random_rows([128] * 32, 2048), "sparse"),
+        ("the same, tensorsketch", only_linear(small_llama()), random_rows([128] * 32, 2048), "tensorsketch"),
+        ("the same, factored", only_linear(small_llama()), random_rows([128] * 32, 2048), "factored"),
     ]
     for rank in (8, 128):
         large = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         rows = random_rows(lengths, large.config.vocab_size)
-        cases.append((f"{folder.rstrip('/').rpartition('/')[2]}, LoRA r={rank}", add_lora(large, rank), rows, False))
-    for title, model, rows, factored in cases:
-        took, operations = seconds(model, rows, factored)
+        cases.append((f"{folder.rstrip('/').rpartition('/')[2]}, LoRA r={rank}", add_lora(large, rank), rows, "sparse"))
+    for title, model, rows, kind in cases:
+        took, operations = seconds(model, rows, kind)
         print(f"  {title:42} predicted {operations / rate:7.2f} s, measured {took:7.2f} s = "
               f"{took * rate / operations:.2f} × the prediction")  # fmt: skip
 

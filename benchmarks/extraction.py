@@ -108,8 +108,8 @@ def measure(label: str, model: nn.Module, rows: KnownRows, batch_tokens: int, ro
         kind: Preconditioner, dimension: int, how: ProjectionKind = "sparse"
     ) -> Callable[[], None]:
         recipe = Recipe(dimension=dimension, projection=how, preconditioner=kind)
-        factors, projection = projections(model, recipe)
-        direction = Preconditioning(kind, state, device=device, factors=factors)
+        sketch, projection = projections(model, recipe)
+        direction = Preconditioning(kind, state, device=device, sketch=sketch)
         return of_all(batches, lambda batch: batch_features(model, rows, batch, projection, direction))
 
     seconds = in_turn({
@@ -119,6 +119,8 @@ def measure(label: str, model: nn.Module, rows: KnownRows, batch_tokens: int, ro
         ),
         "  + sgd, d=1024": features("sgd", 1024), "  + sgd, d=8192": features("sgd", 8192),
         "  + adam, d=1024": features("adam", 1024), "  + adam, d=8192": features("adam", 8192),
+        "tensorsketch, sgd, d=8192": features("sgd", 8192, "tensorsketch"),
+        "tensorsketch, adam, d=8192": features("adam", 8192, "tensorsketch"),
         "factored, sgd, d=8192": features("sgd", 8192, "factored"),
         "factored, adam, d=8192": features("adam", 8192, "factored"),
     }, rounds)  # fmt: skip

@@ -29,6 +29,8 @@ from pursuit.batches import EncodedRows, collate, plan_batches
 from pursuit.gradients import AdamState, Preconditioning, batch_gradients, make_projection, trainable_parameters
 from pursuit.gradients.factors import Factors, make_factors
 from pursuit.gradients.project import Projection
+from pursuit.gradients.sketch import MatrixSketch, reduced
+from pursuit.gradients.tensorsketch import make_tensor_sketch
 from pursuit.recipes import Preconditioner, ProjectionKind
 from pursuit.run.stages import Stages
 
@@ -41,10 +43,10 @@ SMALL = {
 
 @dataclass
 class Form:
-    """A way to make features of gradients: a preconditioner, perhaps factors, and a projection."""
+    """A way to make features of gradients: a preconditioner, perhaps a sketch of matrices, and a projection."""
 
     direction: Preconditioning
-    factors: Factors | None
+    sketch: MatrixSketch | None
     method: ProjectionKind
     dimension: int
     seed: int = 0
@@ -53,7 +55,7 @@ class Form:
     def start(self, sizes: Mapping[str, int], examples: int) -> None:
         """Make ready for a batch."""
         if self.projection is None:
-            sizes = sizes if self.factors is None else self.factors.sizes
+            sizes = sizes if self.sketch is None else self.sketch.sizes
             self.projection = make_projection(self.method, sum(sizes.values()), self.dimension, self.seed)
             self.offsets = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
         self.accumulator = self.projection.start(examples, torch.device("cpu"))
@@ -61,8 +63,8 @@ class Form:
     def add(self, name: str, block: Tensor) -> None:
         """Take one parameter's gradients, (B, *shape)."""
         assert self.projection is not None
-        if self.direction.factors is not None:
-            block = self.direction.factors.reduce(name, block)
+        if self.direction.sketch is not None:
+            block = reduced(self.direction.sketch, name, block)
         self.projection.add(self.accumulator, self.offsets[name], self.direction(name, block.clone()).flatten(1))
 
     def rows(self) -> Tensor:
@@ -153,9 +155,13 @@ def forms_for(
         title: str, kind: Preconditioner, moments: AdamState, method: ProjectionKind, d: int, seed: int = 0,
         wider: int = 1,
     ) -> None:  # fmt: skip
-        factors = make_factors(shapes, d * wider, seed, least=1) if method == "factored" else None
-        own, plain = (Preconditioning(which, moments, momentum, factors=factors) for which in (kind, PLAIN))
-        found[title] = Form(own, factors, method, d, seed), Form(plain, factors, method, d, seed)
+        sketch: MatrixSketch | None = None
+        if method == "factored":
+            sketch = make_factors(shapes, d * wider, seed, least=1)
+        elif method == "tensorsketch":
+            sketch = make_tensor_sketch(shapes, d * wider, seed, worth=0)
+        own, plain = (Preconditioning(which, moments, momentum, sketch=sketch) for which in (kind, PLAIN))
+        found[title] = Form(own, sketch, method, d, seed), Form(plain, sketch, method, d, seed)
 
     kinds: tuple[Preconditioner, ...] = (PLAIN, "adam")
     for kind in kinds:
@@ -163,11 +169,13 @@ def forms_for(
         for d in dimensions:
             add(f"{kind}, sparse d={d}", kind, state, "sparse", d)
             add(f"{kind}, sparse d={d}, other seed", kind, state, "sparse", d, 1)
+            for seed in (0, 1):  # as extraction makes it, but that small matrices are sketched as well
+                add(f"{kind}, tensorsketch d={d}, seed {seed}", kind, state, "tensorsketch", d, seed)
             for wider in (1, 4, 16):  # what extraction takes lies between: 256 numbers a matrix, or d / matrices
                 add(f"{kind}, factored d={d}, {wider} × wider", kind, state, "factored", d, wider=wider)
     for d, share in product(dimensions if spans else (), (1.0, 0.5, 0.25)):
         factors = fitted(make_factors(shapes, d, 0, least=1), spans, share)
-        direction = Preconditioning(PLAIN, state, momentum, factors=factors)
+        direction = Preconditioning(PLAIN, state, momentum, sketch=factors)
         title = f"{PLAIN}, factored d={d}, {share:g} of it fitted"
         found[title] = Form(direction, factors, "factored", d), Form(direction, factors, "factored", d)
     add("adam, Adafactor's moment", "adam", rank_one_moment(state, True), "none", 1)

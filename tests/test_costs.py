@@ -16,12 +16,12 @@ from tiny import VOCABULARY, tiny_model
 LAYERS, ROWS, TOKENS = 8, 3, 40
 
 
-def counted(model, factors=None):
+def counted(model, sketch=None):
     """By torch, of a batch in which every token but the first is labelled."""
     ids = torch.randint(3, VOCABULARY, (ROWS, TOKENS))
     batch = batch_of([(row, row) for row in ids])
     with FlopCounterMode(display=False) as counter:
-        batch_gradients(model, batch, trainable_parameters(model), lambda *_: None, factors)
+        batch_gradients(model, batch, trainable_parameters(model), lambda *_: None, sketch)
     return counter.get_total_flops()
 
 
@@ -40,5 +40,5 @@ def test_the_matrices_of_the_model_itself(factored):
         parameter.requires_grad_("proj" in name)
     shapes = {name: p.shape for name, p in trainable_parameters(model).items()}
     factors = make_factors(shapes, 4 * len(shapes), seed=0, least=1) if factored else None
-    expected = shape_of(model, factored).operations(ROWS * TOKENS, TOKENS, ROWS * (TOKENS - 1))
+    expected = shape_of(model, factors).operations(ROWS * TOKENS, TOKENS, ROWS * (TOKENS - 1))
     assert counted(model, factors) == pytest.approx(expected, rel=0.12)

@@ -48,6 +48,28 @@ def test_scorers_see_prompt_response_and_row_and_players_the_model(
     assert found.left_out["chain"] == 3
 
 
+def test_a_player_may_have_the_model_choose(learned: PreTrainedModel, tmp_path: Path) -> None:  # noqa: F811
+    """The likeliest of options that differ from one conversation to the next, as the metric scores them."""
+
+    def choosing(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        asked = [[{"role": "user", "content": f"Capital of {country}?"}] for country in CAPITALS]
+        options = [["Lisbon", *list(CAPITALS.values())[: number + 1]] for number in range(len(CAPITALS))]
+        assert respond.choose(asked, options) == [1, 2, 3, 4]
+        assert respond.choose(asked[::-1], [["Oslo"]] * 4) == [0] * 4
+        assert respond.choose([], []) == []
+        with pytest.raises(DataError, match="among no options"):
+            respond.choose(asked[:1], [[]])
+        with pytest.raises(DataError, match="does not fit into"):
+            respond.choose(asked[:1], [["Paris", "far " * 3000]])
+        with pytest.raises(ValueError, match="shorter"):
+            respond.choose(asked, options[:3])
+        return [1.0] * len(rows)
+
+    path = write(tmp_path / "rows.jsonl", known_rows())
+    found = evaluate(learned, tiny_tokenizer(), path, metrics=["choice"], players={"choosing": choosing})
+    assert found.overall["choosing"].mean == found.overall["choice"].mean == 1
+
+
 def test_a_scorer_that_fails_names_the_row(learned: PreTrainedModel, tmp_path: Path) -> None:  # noqa: F811
     def scorer(prompt: list[dict[str, str]], response: str, row: Mapping[str, Any]) -> float:
         return {"Paris": 1.0, "Rome": float("nan")}[response]

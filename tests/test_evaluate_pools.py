@@ -25,7 +25,7 @@ from experiments.pools.items import (
 )
 from experiments.pools.mixed import make_mixed, question_key, row, split_items
 from experiments.pools.policy import make_policy
-from experiments.pools.textgames import Game, State, make_textgames, open_games, success
+from experiments.pools.textgames import Game, State, chosen_score, chosen_success, make_textgames, open_games, success
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -205,6 +205,20 @@ def test_a_player_of_gold_actions_wins_and_one_that_stands_still_does_not(games:
             assert worlds.after(game, game.gold[:-1]).won is False
     assert success(gold, rows) == [1.0] * 4
     assert success(lambda conversations: ["wait"] * len(conversations), rows) == [0.0] * 4
+
+    class Chooser:
+        """Takes the gold action, or the last valid one."""
+
+        def __init__(self, good: bool) -> None:
+            self.good = good
+
+        def choose(self, asked: Sequence[Sequence[Mapping[str, Any]]], options: Sequence[Sequence[str]]) -> list[int]:
+            if not self.good:
+                return [len(valid) - 1 for valid in options]
+            return [valid.index(action) for valid, action in zip(options, gold(asked), strict=True)]
+
+    assert chosen_success(Chooser(good=True), rows) == chosen_score(Chooser(good=True), rows) == [1.0] * 4
+    assert sum(chosen_success(Chooser(good=False), rows)) < 4
 
 
 def test_a_prompt_shows_what_is_seen_and_the_last_actions_shortened() -> None:

@@ -238,7 +238,7 @@ class UsedTwice(torch.nn.Module):
         return self.layer(x) + torch.nn.functional.linear(x, self.layer.weight)
 
 
-@pytest.mark.parametrize("projection", ["none", "factored"])
+@pytest.mark.parametrize("projection", ["none", "factored", "tensorsketch"])
 def test_weights_used_behind_the_hooks_are_noticed(tmp_path, projection):
     model = tiny_model("llama").requires_grad_(False)
     attention = model.model.layers[0].self_attn

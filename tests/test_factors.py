@@ -15,6 +15,7 @@ from pursuit.errors import SettingsError
 from pursuit.gradients import AdamState, Preconditioning, capture, make_projection, trainable_parameters
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.factors import make_factors, widths
+from pursuit.gradients.sketch import reduced
 from pursuit.settings import settings_from
 from test_extract import EXACT, LENGTHS, Rows, TwoCheckpoints, features_of, run
 from test_gradients import batch_of, one_at_a_time, random_examples, with_lora
@@ -180,11 +181,11 @@ def test_with_a_second_moment_of_rank_one_it_is_adam(kind, momentum):
         first[name] = torch.randn(shape, generator=generator) * 1e-3
     state = AdamState(first, second, step=10)
     factors = make_factors(shapes_of(model), 400, seed=2, least=1)
-    direction = Preconditioning(kind, state, momentum, factors=factors)
+    direction = Preconditioning(kind, state, momentum, sketch=factors)
     blocks = {}
     batch_gradients(
         model, batch_of(rows), trainable_parameters(model),
-        lambda name, block: blocks.update({name: direction(name, block).flatten(1).clone()}), direction.factors,
+        lambda name, block: blocks.update({name: direction(name, block).flatten(1).clone()}), direction.sketch,
     )  # fmt: skip
     exact, gradients, begin = Preconditioning(kind, state, momentum), one_at_a_time(model, rows), 0
     exact.share2, biases = 0.0, exact.share2
@@ -211,7 +212,7 @@ def test_it_is_unbiased_and_its_error_shrinks_with_the_root_of_the_width():
         found = []
         for seed in range(seeds):
             factors = make_factors({"w": (64, 96)}, width * width, seed, least=1)
-            rows = factors.reduce("w", unit.view(-1, 64, 96)).flatten(1)
+            rows = reduced(factors, "w", unit.view(-1, 64, 96)).flatten(1)
             found.append((rows @ rows.T - exact)[upper[0], upper[1]])
         off = torch.stack(found)
         assert (off.mean(dim=0).abs() <= 4.5 * off.std(dim=0) / seeds**0.5).all()

@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
     for name, default in (("rows", 64), ("side", 16), ("batch", 16), ("lora", 0), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--projection", default="", help="pursuit's; what suits the matrices if not given")
     parser.add_argument("--lengths", help="JSON file: [tokens, place of the first that is learnt] of each row")
     found = parser.parse_args()
     torch.set_num_threads(found.threads)

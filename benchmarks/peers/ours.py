@@ -15,11 +15,11 @@ learnt = matrices(model)
 model.requires_grad_(False)
 for name in learnt:
     model.get_submodule(name).requires_grad_(True)
-# a LoRA's gradients are small already: they are formed, and then projected
-kind: ProjectionKind = ("sparse" if asked.lora else "factored") if asked.side else "none"
+# a LoRA's gradients are small already: they are formed, and then projected, if nothing else is asked for
+kind: ProjectionKind = (asked.projection or ("sparse" if asked.lora else "factored")) if asked.side else "none"
 recipe = Recipe(projection=kind, dimension=len(learnt) * asked.side**2, preconditioner="sgd")
-factors, projection = projections(model, recipe)
-direction = Preconditioning("sgd", None, factors=factors)
+sketch, projection = projections(model, recipe)
+direction = Preconditioning("sgd", None, sketch=sketch)
 
 
 def work(rows: list[Row]) -> torch.Tensor:
@@ -33,6 +33,7 @@ def work(rows: list[Row]) -> torch.Tensor:
 
 what = {
     "factored": f"factored to {asked.side}×{asked.side} a matrix", "sparse": f"projected to {recipe.dimension:,}",
+    "tensorsketch": f"sketched to {recipe.dimension:,}",
     "none": "all coordinates",
 }[kind]  # fmt: skip
 answer(work, make_rows(asked), asked.batch, f"{what}, unit rows in float16")

@@ -12,7 +12,7 @@ from typing import Literal
 from pursuit.errors import SettingsError
 
 Preconditioner = Literal["sgd", "sign", "less", "adam"]
-ProjectionKind = Literal["sparse", "rademacher", "factored", "none"]
+ProjectionKind = Literal["sparse", "rademacher", "tensorsketch", "factored", "none"]
 StoredType = Literal["float16", "bfloat16", "float32", "int8", "bits"]
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 

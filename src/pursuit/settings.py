@@ -76,8 +76,9 @@ class FeatureSettings(_Group):
     dimension: int = Field(Recipe.dimension, ge=1, description="d, numbers kept of a gradient.")
     projection: ProjectionKind = Field(
         Recipe.projection,
-        description="sparse (fast), rademacher (dense, as published, slow), factored (each weight "
-        "matrix from both sides, for full weights: faster, noisier), none (all coordinates).",
+        description="sparse (fast), rademacher (dense, as published, slow), tensorsketch (for full weights: "
+        "gradients of large matrices are never formed), factored (the same, faster and far noisier), none (all "
+        "coordinates).",
     )
     preconditioner: Preconditioner = Field(
         Recipe.preconditioner,
@@ -101,8 +102,8 @@ class FeatureSettings(_Group):
 
     @model_validator(mode="after")
     def _signs_need_gradients(self) -> Self:
-        if self.projection == "factored" and self.preconditioner == "sign":
-            raise ValueError("a factored projection never forms the gradient, so its signs are not known")
+        if self.projection in ("factored", "tensorsketch") and self.preconditioner == "sign":
+            raise ValueError(f"{self.projection} never forms the gradient, so its signs are not known; take sparse")
         return self
 
 

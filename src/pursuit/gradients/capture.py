@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers.pytorch_utils import Conv1D
 
 from pursuit.errors import ModelError
-from pursuit.gradients.factors import Factors, looked_up, narrowed
 from pursuit.gradients.losses import Batch, example_losses
 from pursuit.gradients.scratch import Scratch
+from pursuit.gradients.sketch import COLUMNS, ROWS, MatrixSketch, reduced
 from pursuit.gradients.split import split_model
 from pursuit.models.trainable import trainable_parameters
 
@@ -53,7 +53,7 @@ def example_gradients(model: nn.Module, batch: Batch) -> Tensor:
 
 def batch_gradients(
     model: nn.Module, batch: Batch, parameters: Mapping[str, nn.Parameter], consume: Consume,
-    factors: Factors | None = None,
+    sketch: MatrixSketch | None = None,
 ) -> Tensor:  # fmt: skip
     """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) float32 block as backward makes it.
 
@@ -61,13 +61,13 @@ def batch_gradients(
     block and never (B, P). Parameters that the loss does not depend on are not reported.
 
     Args:
-        factors: with them the block of a weight matrix is (B, p, q), projected without being formed.
+        sketch: its matrices are projected without being formed, to blocks of the shape that it makes.
 
     Returns:
         (B,) losses without graph.
     """
     shape = tuple(batch["input_ids"].shape)
-    with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape, factors) as capture:
+    with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape, sketch) as capture:
         losses = example_losses(model, batch, head_apart=capture.within_body(model))
         if losses.requires_grad:
             losses.sum().backward()
@@ -80,9 +80,9 @@ class _Capture:
 
     def __init__(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], consume: Consume, shape: tuple[int, ...],
-        factors: Factors | None,
+        sketch: MatrixSketch | None,
     ) -> None:  # fmt: skip
-        self.consume, self.shape, self.scratch, self.factors = consume, shape, Scratch(), factors
+        self.consume, self.shape, self.scratch, self.sketch = consume, shape, Scratch(), sketch
         self.owners = _owning_modules(model, parameters)
         self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
         self.pending: dict[str, Tensor] = {}
@@ -113,8 +113,8 @@ class _Capture:
                 self.expected[name] = self.expected.get(name, 0) + 1
             by_example = self._by_example
             call = _Call(module, names, tuple(map(by_example, inputs)), {k: by_example(v) for k, v in keywords.items()})
-            if self.factors is not None:
-                call = with_narrow_input(call, by_example(output).dim(), self.factors)
+            if self.sketch is not None:
+                call = with_narrow_input(call, by_example(output).dim(), self.sketch)
             output.register_hook(lambda gradient: self._backward(call, by_example(gradient)))
 
         return forward
@@ -128,7 +128,7 @@ class _Capture:
         return value.detach().unflatten(0, self.shape) if flattened else value.detach()
 
     def _backward(self, call: _Call, gradient: Tensor) -> None:
-        found = matrix_gradients(call, gradient, self.scratch, self.factors)
+        found = matrix_gradients(call, gradient, self.scratch, self.sketch)
         if found is None:
             self.deferred.append((call, gradient))  # torch allows no further differentiation inside a backward pass
             return
@@ -150,7 +150,7 @@ class _Capture:
         for call, gradient in self.deferred:
             for local, block in any_module_gradients(call, gradient).items():
                 name = call.names[local]
-                self._add(name, block if self.factors is None else self.factors.reduce(name, block))
+                self._add(name, block if self.sketch is None else reduced(self.sketch, name, block))
         for name, block in self.pending.items():
             self.consume(name, block)
 
@@ -169,17 +169,18 @@ class _Call:
     narrow: bool = False
 
 
-def with_narrow_input(call: _Call, output_dim: int, factors: Factors) -> _Call:
-    """The call with its input reduced, where `matrix_gradients` will take it: the input itself need not be kept."""
-    name = call.names.get("weight")
-    if name is None or name not in factors.left:
+def with_narrow_input(call: _Call, output_dim: int, sketch: MatrixSketch) -> _Call:
+    """The call with its input narrowed, where `matrix_gradients` will take it: a longer one need not be kept."""
+    name, module = call.names.get("weight"), call.module
+    if name is None or name not in sketch:
         return call
-    if _is_linear(call.module) and output_dim == 3:
-        matrix = factors.left[name] if isinstance(call.module, Conv1D) else factors.right[name]
-        return replace(call, inputs=(narrowed(call.inputs[0], matrix),), narrow=True)
-    if _is_embedding(call.module) and call.inputs[0].dim() == 2:
-        table = call.module
-        found = looked_up(call.inputs[0], factors.left[name], table.num_embeddings, table.padding_idx)  # type: ignore[arg-type]
+    if _is_linear(module) and output_dim == 3:
+        side, size = ROWS if isinstance(module, Conv1D) else COLUMNS, call.inputs[0].shape[-1]
+        if sketch.width(name, side, size) < size:
+            return replace(call, inputs=(sketch.narrow(name, side, call.inputs[0]),), narrow=True)
+    if _is_embedding(module) and call.inputs[0].dim() == 2:
+        rows: int = module.num_embeddings  # type: ignore[assignment]
+        found = sketch.narrow_ids(name, call.inputs[0], rows, module.padding_idx)  # type: ignore[arg-type]
         return replace(call, inputs=(found,), narrow=True)
     return call
 
@@ -193,7 +194,7 @@ def _is_embedding(module: nn.Module) -> bool:
 
 
 def matrix_gradients(
-    call: _Call, gradient: Tensor, scratch: Scratch, factors: Factors | None
+    call: _Call, gradient: Tensor, scratch: Scratch, sketch: MatrixSketch | None
 ) -> dict[str, Tensor] | None:
     """Per-example gradients of a linear map or an embedding by one batched product; None for other modules.
 
@@ -203,29 +204,34 @@ def matrix_gradients(
         scratch: memory for the weight's block.
 
     Returns:
-        name → (B, *parameter shape) or (B, p, q), float32.
+        name → (B, *parameter shape) or what the sketch makes, float32.
     """
     module = call.module
     if _is_linear(module) and gradient.dim() == 3:
         found = {}
         if "weight" in call.names:
-            found["weight"] = _product(call, gradient, isinstance(module, Conv1D), scratch, factors)
+            found["weight"] = _product(call, gradient, isinstance(module, Conv1D), scratch, sketch)
         if "bias" in call.names:
             found["bias"] = gradient.float().sum(dim=1)
         return found
     if _is_embedding(module) and call.narrow:
-        return {"weight": _product(call, gradient, True, scratch, factors)}
+        return {"weight": _product(call, gradient, True, scratch, sketch)}
     if _is_embedding(module) and len(call.inputs[0]) == len(gradient):
         return {"weight": _embedding_gradients(module, call.inputs[0], gradient)}  # type: ignore[arg-type]
     return None
 
 
-def _product(call: _Call, gradient: Tensor, input_first: bool, scratch: Scratch, factors: Factors | None) -> Tensor:
+def _product(
+    call: _Call, gradient: Tensor, input_first: bool, scratch: Scratch, sketch: MatrixSketch | None
+) -> Tensor:  # fmt: skip
     """Σ_tokens of the outer products of input and gradient, in the order in which the weight has its axes."""
-    if factors is not None and call.narrow:
-        sides = factors.right if input_first else factors.left
-        gradient = narrowed(gradient, sides[call.names["weight"]])
-    left, right = (call.inputs[0], gradient) if input_first else (gradient, call.inputs[0])
+    name, given = call.names["weight"], call.inputs[0]
+    if sketch is not None and name in sketch:
+        sides = (ROWS, COLUMNS) if input_first else (COLUMNS, ROWS)
+        given = given if call.narrow else sketch.narrow(name, sides[0], given)
+        gradient = sketch.narrow(name, sides[1], gradient)
+        return sketch.product(name, *((given, gradient) if input_first else (gradient, given)))
+    left, right = (given, gradient) if input_first else (gradient, given)
     shape = (len(left), left.shape[2], right.shape[2])
     out = scratch.take(shape, left.device) if left.dtype == right.dtype == torch.float32 else None
     return torch.bmm(left.transpose(1, 2), right.to(left.dtype), out=out).float()

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from pursuit.batches import EncodedRows, collate
 from pursuit.errors import ModelError
 from pursuit.gradients.capture import batch_gradients
-from pursuit.gradients.factors import Factors, make_factors
+from pursuit.gradients.factors import make_factors
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import Projection, make_projection
 from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
+from pursuit.gradients.sketch import MatrixSketch, reduced
+from pursuit.gradients.tensorsketch import make_tensor_sketch
 from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import Recipe
 from pursuit.store.features import FeatureStore
@@ -78,27 +80,28 @@ def prepare(
         features of a batch there.
     """
     _in_one_dtype(model)
-    factors, projection = projections(model, recipe)
+    sketch, projection = projections(model, recipe)
 
     def at(checkpoint: int) -> Compute:
         checkpoints.load_into(model, checkpoint)
-        direction = _direction(model, checkpoints, checkpoint, recipe, factors)
-        check_gradients(model, encoded, direction.factors)
+        direction = _direction(model, checkpoints, checkpoint, recipe, sketch)
+        check_gradients(model, encoded, direction.sketch)
         return lambda rows: batch_features(model, encoded, rows, projection, direction)
 
     return projection.dimension, at
 
 
-def projections(model: nn.Module, recipe: Recipe) -> tuple[Factors | None, Projection]:
-    """The factors, with a factored projection, and what brings the rest to d."""
+def projections(model: nn.Module, recipe: Recipe) -> tuple[MatrixSketch | None, Projection]:
+    """What projects matrices before their gradients are formed, if anything does, and what brings the rest to d."""
     parameters = trainable_parameters(model)
     sizes = {name: p.numel() for name, p in parameters.items()}
-    factors = None
-    if recipe.projection == "factored":
+    sketch: MatrixSketch | None = None
+    if recipe.projection in ("factored", "tensorsketch"):
+        make = make_factors if recipe.projection == "factored" else make_tensor_sketch
         device = next(iter(parameters.values())).device
-        factors = make_factors({n: p.shape for n, p in parameters.items()}, recipe.dimension, recipe.seed, device)
-        sizes = factors.sizes
-    return factors, make_projection(recipe.projection, sum(sizes.values()), recipe.dimension, recipe.seed)
+        sketch = make({n: p.shape for n, p in parameters.items()}, recipe.dimension, recipe.seed, device)
+        sizes = sketch.sizes
+    return sketch, make_projection(recipe.projection, sum(sizes.values()), recipe.dimension, recipe.seed)
 
 
 def finished_store(folder: Path, rows: int, recipe: Recipe, provenance: Mapping[str, Any]) -> FeatureStore | None:
@@ -140,12 +143,12 @@ def batch_features(
 
     The blocks of (B, P) are used up one parameter at a time as backward makes them.
     """
-    parameters, factors = trainable_parameters(model), direction.factors
+    parameters, sketch = trainable_parameters(model), direction.sketch
     device = next(iter(parameters.values())).device
     offsets, begin = {}, 0
     for name, parameter in parameters.items():
         offsets[name] = begin
-        begin += parameter.numel() if factors is None else factors.sizes[name]
+        begin += parameter.numel() if sketch is None else sketch.sizes[name]
     accumulator = projection.start(len(rows), device)
     squares = torch.zeros(len(rows), device=device)
     waiting = set(parameters)
@@ -155,10 +158,10 @@ def batch_features(
         squares.add_(torch.linalg.vector_norm(block.flatten(1), dim=1).square())
         projection.add(accumulator, offsets[name], direction(name, block).flatten(1))
 
-    losses = batch_gradients(model, collate(encoded, rows, device), parameters, consume, factors)
+    losses = batch_gradients(model, collate(encoded, rows, device), parameters, consume, sketch)
     for name in sorted(waiting):  # no gradient reached it: zero, which momentum still moves
         zeros = torch.zeros(len(rows), *parameters[name].shape, device=device)
-        consume(name, zeros if factors is None else factors.reduce(name, zeros))
+        consume(name, zeros if sketch is None else reduced(sketch, name, zeros))
     projected = projection.finish(accumulator)
     norms = projected.norm(dim=1)
     for place, row in enumerate(rows):
@@ -167,14 +170,14 @@ def batch_features(
                 encoded, row, f"loss {losses[place]:.4g}, gradient norm {squares[place].sqrt():.4g}: not finite. "
                 "Try --dtype float32, or look at this row."
             )  # fmt: skip
-    if factors is not None and direction.kind != "sgd":
+    if sketch is not None and direction.kind != "sgd":
         squares.fill_(math.nan)  # of scaled gradients: those of the plain ones are not known
     unit = projected / norms.where(norms > 0, 1.0)[:, None]
     found = {"features": unit, "norms": norms, "gradient_norms": squares.sqrt(), "losses": losses}
     return {name: values.cpu() for name, values in found.items()}
 
 
-def check_gradients(model: nn.Module, encoded: EncodedRows, factors: Factors | None = None) -> None:
+def check_gradients(model: nn.Module, encoded: EncodedRows, sketch: MatrixSketch | None = None) -> None:
     """Compare the hooks with plain autograd on two rows of this very model, once a checkpoint.
 
     Weights used outside their module (as some adapters do) would otherwise give wrong gradients in silence.
@@ -187,7 +190,7 @@ def check_gradients(model: nn.Module, encoded: EncodedRows, factors: Factors | N
     rows = _telling_rows(encoded.lengths[:256])
     found: dict[str, Tensor] = {}
     both = collate(encoded, rows, first.device)
-    batch_gradients(model, both, parameters, lambda name, block: found.update({name: block[0].clone()}), factors)
+    batch_gradients(model, both, parameters, lambda name, block: found.update({name: block[0].clone()}), sketch)
     was_training = model.training
     model.eval()
     loss = model(**collate(encoded, rows[:1], first.device), use_cache=False).loss
@@ -196,7 +199,7 @@ def check_gradients(model: nn.Module, encoded: EncodedRows, factors: Factors | N
     off = whole = 0.0
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         expected = (torch.zeros_like(parameter) if gradient is None else gradient).float()[None]
-        expected = expected[0] if factors is None else factors.reduce(name, expected)[0]
+        expected = expected[0] if sketch is None else reduced(sketch, name, expected)[0]
         off += float((found.get(name, torch.zeros_like(expected)) - expected).square().sum())
         whole += float(expected.square().sum())
     allowed = 1e-3 if first.dtype == torch.float32 else 0.2
@@ -223,8 +226,8 @@ def _in_one_dtype(model: nn.Module) -> None:
 
 
 def _direction(
-    model: nn.Module, checkpoints: Checkpoints, number: int, recipe: Recipe, factors: Factors | None
+    model: nn.Module, checkpoints: Checkpoints, number: int, recipe: Recipe, sketch: MatrixSketch | None
 ) -> Preconditioning:
     state = checkpoints.moments(number) if recipe.preconditioner in ("less", "adam") else None
     device = next(iter(trainable_parameters(model).values())).device
-    return Preconditioning(recipe.preconditioner, state, recipe.momentum, device, factors)
+    return Preconditioning(recipe.preconditioner, state, recipe.momentum, device, sketch)

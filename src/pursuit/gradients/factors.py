@@ -10,7 +10,6 @@ gradients of rank 1 has a relative variance of about 4 / p, where p² independen
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pursuit.gradients.project import random_signs
+from pursuit.gradients.sketch import place_of
 
 LEAST = 256  # numbers of a matrix before the rest is folded to d: 16 × 16, below which the noise grows fast
 
@@ -27,7 +27,7 @@ Matrix = Tensor | None  # None: a side that is short already stays as it is
 
 @dataclass(frozen=True)
 class Factors:
-    """L and M of every weight matrix, by parameter name.
+    """L and M of every weight matrix, by parameter name: a `MatrixSketch`.
 
     Attributes:
         left, right: (R, p) and (C, q) float32; parameters that are no matrices have none and stay whole.
@@ -38,11 +38,28 @@ class Factors:
     right: dict[str, Matrix]
     sizes: dict[str, int]
 
-    def reduce(self, name: str, gradient: Tensor) -> Tensor:
-        """(B, R, C) gradients that were formed all the same to (B, p, q); those of other shapes as they are."""
-        if name not in self.left:
-            return gradient
-        return narrowed(narrowed(gradient, self.right[name]).mT, self.left[name]).mT
+    def __contains__(self, name: object) -> bool:
+        return name in self.left
+
+    def narrow(self, name: str, side: int, values: Tensor) -> Tensor:
+        """(B, T, R) times (R, p) or (B, T, C) times (C, q), in the dtype of the values."""
+        matrix = self._matrix(name, side)
+        return values if matrix is None else values @ matrix.to(values.dtype)
+
+    def narrow_ids(self, name: str, ids: Tensor, rows: int, padding: int | None) -> Tensor:
+        """See `MatrixSketch`; float32."""
+        matrix = self.left[name]
+        found = (torch.eye(rows, device=ids.device) if matrix is None else matrix)[ids]
+        return found if padding is None else found.masked_fill((ids == padding)[..., None], 0)  # as torch does
+
+    def width(self, name: str, side: int, size: int) -> int:
+        """See `MatrixSketch`."""
+        matrix = self._matrix(name, side)
+        return size if matrix is None else matrix.shape[1]
+
+    def product(self, name: str, rows: Tensor, columns: Tensor) -> Tensor:
+        """(B, p, q)."""
+        return torch.bmm(rows.mT, columns.to(rows.dtype)).float()
 
     def scaled(self, scales: Mapping[str, Sequence[Tensor]]) -> Factors:
         """Factors that also multiply row i and column j of a gradient by rows[i] · columns[j]."""
@@ -50,6 +67,13 @@ class Factors:
         for name, (rows, columns) in scales.items():
             left[name], right[name] = _times(rows, left[name]), _times(columns, right[name])
         return replace(self, left=left, right=right)
+
+    def operations(self) -> float:
+        """See `MatrixSketch`; next to nothing."""
+        return 0.0
+
+    def _matrix(self, name: str, side: int) -> Matrix:
+        return (self.left, self.right)[side][name]
 
 
 def make_factors(
@@ -81,18 +105,6 @@ def widths(rows: int, columns: int, numbers: int) -> tuple[int, int]:
     return min(rows, -(-numbers // q)), q
 
 
-def narrowed(values: Tensor, matrix: Matrix) -> Tensor:
-    """(…, R) times (R, p), in the dtype of the values."""
-    return values if matrix is None else values @ matrix.to(values.dtype)
-
-
-def looked_up(ids: Tensor, matrix: Matrix, rows: int, padding: int | None) -> Tensor:
-    """(B, T, p) float32 of what went into an embedding of `rows` tokens, where token i is the unit vector i."""
-    table = torch.eye(rows, device=ids.device) if matrix is None else matrix
-    found = table[ids]
-    return found if padding is None else found.masked_fill((ids == padding)[..., None], 0)  # as torch does
-
-
 def _times(scale: Tensor, matrix: Matrix) -> Tensor:
     return torch.diag(scale) if matrix is None else scale[:, None] * matrix
 
@@ -100,5 +112,4 @@ def _times(scale: Tensor, matrix: Matrix) -> Tensor:
 def _signs(size: int, width: int, seed: int, key: str, device: torch.device | str) -> Matrix:
     if width >= size:
         return None
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    return random_signs(seed, 3, place, size * width).view(size, width).div_(math.sqrt(width)).to(device)
+    return random_signs(seed, 3, place_of(key), size * width).view(size, width).div_(math.sqrt(width)).to(device)

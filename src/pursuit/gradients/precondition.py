@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pursuit.gradients.factors import Factors
 from pursuit.gradients.scratch import Scratch
+from pursuit.gradients.sketch import MatrixSketch, reduced
 from pursuit.recipes import Preconditioner
 
 
@@ -42,16 +42,16 @@ class Preconditioning:
         state: Adam's moments at the checkpoint; needed by "less" and "adam".
         momentum: False drops the term β₁m that all examples share [ours].
         device: where the gradients will be.
-        factors: with which gradients of matrices are projected before they are formed. Of a matrix' second moment only
+        sketch: with which gradients of matrices are projected before they are formed. Of a matrix' second moment only
             the best r cᵀ in the logarithm is then used, and a row's own g² is left out of it [ours]: two diagonal
-            scalings, which the factors take in, so that `self.factors` are the ones to project with.
+            scalings, which the sketch takes in, so that `self.sketch` is the one to project with.
     """
 
     def __init__(
         self, kind: Preconditioner, state: AdamState | None, momentum: bool = True,
-        device: torch.device | str = "cpu", factors: Factors | None = None,
+        device: torch.device | str = "cpu", sketch: MatrixSketch | None = None,
     ) -> None:  # fmt: skip
-        self.kind, self.scratch, self.factors = kind, Scratch(), factors
+        self.kind, self.scratch, self.sketch = kind, Scratch(), sketch
         if kind in ("sgd", "sign"):
             return
         if state is None:
@@ -66,14 +66,14 @@ class Preconditioning:
 
         self.first = scaled(state.exp_avg, beta1 / correction1 if momentum else 0.0)
         self.second = scaled(state.exp_avg_sq, beta2 / correction2)
-        if factors is not None:
-            self._factor(factors)
+        if sketch is not None:
+            self._take_in(sketch)
 
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
         """(B, *shape) float32 gradients of the parameter `name` to directions of that shape; `gradient` is used up."""
         if self.kind == "sgd":
             return gradient
-        if self.factors is not None and name in self.factors.left:
+        if self.sketch is not None and name in self.sketch:
             return gradient.mul_(self.share1 * self.heights[name]).add_(self.first[name])
         if self.kind == "sign":
             return gradient.sign_()
@@ -82,16 +82,16 @@ class Preconditioning:
         root = root.sqrt_().add_(self.eps) if self.kind == "adam" else root.add_(self.eps).sqrt_()
         return gradient.mul_(self.share1).add_(self.first[name]).div_(root)
 
-    def _factor(self, factors: Factors) -> None:
-        """Put the scaling by the second moment into the factors, and project the term that all examples share."""
+    def _take_in(self, sketch: MatrixSketch) -> None:
+        """Put the scaling by the second moment into the sketch, and project the term that all examples share."""
         scales, self.heights = {}, {}
-        for name in factors.left:
+        for name in [name for name in self.second if name in sketch]:
             second = self.second.pop(name)
             root = second.sqrt() + self.eps if self.kind == "adam" else (second + self.eps).sqrt()
             *scales[name], self.heights[name] = rank_one(root)
-        self.factors = factors.scaled(scales)
-        for name in factors.left:
-            self.first[name] = self.factors.reduce(name, self.first[name][None])[0] * self.heights[name]
+        self.sketch = sketch.scaled(scales)
+        for name, height in self.heights.items():
+            self.first[name] = reduced(self.sketch, name, self.first[name][None])[0] * height
 
 
 def rank_one(root: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -41,10 +41,10 @@ def make_projection(method: ProjectionKind, size: int, dimension: int, seed: int
     """Build the projection of `size` coordinates to `dimension`.
 
     "sparse" (default): one ±1 a coordinate, O(P) an example. "rademacher": dense ±1/√d as in LESS (arXiv 2402.04333,
-    section 3.2) and TAGCOS, O(P·d) an example. "none": keeps all P coordinates; for tiny P. "factored": the second half
-    of it, sparse, of the `size` numbers that factors left, see `pursuit.gradients.factors`.
+    section 3.2) and TAGCOS, O(P·d) an example. "none": keeps all P coordinates; for tiny P. "tensorsketch" and
+    "factored": the second half of it, sparse, of the `size` numbers that a `MatrixSketch` left.
     """
-    if method in ("sparse", "factored"):
+    if method in ("sparse", "tensorsketch", "factored"):
         return SparseProjection(size, dimension, seed)
     if method == "rademacher":
         return DenseProjection(size, dimension, seed)
@@ -153,6 +153,11 @@ def random_signs(seed: int, purpose: int, place: int, count: int) -> Tensor:
     """(count,) float32 of ±1 on the CPU, see `_generator`."""
     bits = np.frombuffer(_generator(seed, purpose, place).bytes(-(-count // 8)), dtype=np.uint8)
     return torch.from_numpy(np.unpackbits(bits, count=count)).to(torch.float32).mul_(2).sub_(1)
+
+
+def random_permutation(seed: int, purpose: int, place: int, count: int) -> Tensor:
+    """(count,) int64 on the CPU, see `_generator`."""
+    return torch.from_numpy(_generator(seed, purpose, place).permutation(count))
 
 
 def _generator(seed: int, purpose: int, place: int) -> np.random.Generator:

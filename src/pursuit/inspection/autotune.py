@@ -19,6 +19,7 @@ from pursuit.batches import EncodedRows, collate, plan_batches
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
+from pursuit.gradients.sketch import reduced
 from pursuit.inspection.data import Proposal
 from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import Recipe, StoredType
@@ -63,8 +64,8 @@ def _rates(
 ) -> dict[int, float]:
     """Padded tokens a second by batch size, each on the batch that a shard would begin its middle with; larger ones are
     left out once memory or time is out."""
-    factors, projection = projections(model, recipe)
-    direction = Preconditioning("sgd", None, device=next(model.parameters()).device, factors=factors)
+    sketch, projection = projections(model, recipe)
+    direction = Preconditioning("sgd", None, device=next(model.parameters()).device, sketch=sketch)
     shard = order[: recipe.shard_rows].tolist()
     rates: dict[int, float] = {}
     begun = time.perf_counter()
@@ -119,13 +120,13 @@ class _Sketch:
     sums: Tensor
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.factors, self.projection = projections(model, recipe)
-        sizes = {name: p.numel() for name, p in trainable_parameters(model).items()}
-        sizes = sizes if self.factors is None else self.factors.sizes
+        self.sketch, self.projection = projections(model, recipe)
+        parameters = trainable_parameters(model)
+        sizes = {n: p.numel() for n, p in parameters.items()} if self.sketch is None else self.sketch.sizes
         self.begins = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
 
     def add(self, name: str, block: Tensor) -> None:
-        narrow = block if self.factors is None else self.factors.reduce(name, block)
+        narrow = block if self.sketch is None else reduced(self.sketch, name, block)
         self.projection.add(self.sums, self.begins[name], narrow.flatten(1))
 
 

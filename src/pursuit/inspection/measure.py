@@ -47,12 +47,12 @@ def measure(
     moments = [{name: torch.full_like(p, 0.0, dtype=torch.float32) for name, p in parameters.items()} for _ in range(2)]
     state = AdamState(moments[0], moments[1], step=0)
     dense_apart = replace(recipe, projection="sparse") if recipe.projection == "rademacher" else recipe
-    factors, projection = projections(model, dense_apart)
-    direction = Preconditioning(recipe.preconditioner, state, recipe.momentum, device, factors)
+    sketch, projection = projections(model, dense_apart)
+    direction = Preconditioning(recipe.preconditioner, state, recipe.momentum, device, sketch)
     features = warmup = None
     dense, problem = 0.0, None
     try:
-        check_gradients(model, encoded, direction.factors)
+        check_gradients(model, encoded, direction.sketch)
         share = seconds * SHARE_OF_FEATURES
         features, dense = _time_features(model, encoded, recipe, direction, projection, feature_batches, share)
         warmup = _time_warmup(model, encoded, warmup_batches, seconds - share)

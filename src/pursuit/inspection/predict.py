@@ -12,6 +12,7 @@ from torch import nn
 
 from pursuit.batches import plan_batches
 from pursuit.encoding import EncodedPool
+from pursuit.gradients.extract import projections
 from pursuit.inspection.costs import shape_of
 from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
 from pursuit.inspection.measure import measure
@@ -59,7 +60,7 @@ def predict(
         free_bytes=shutil.disk_usage(existing_parent(place)).free, warmup_steps=plan.last_step,
         warmup_examples=plan.examples_seen(plan.last_step), warmup_tokens=tokens[0], feature_tokens=tokens[1],
         target_tokens=target_tokens, feature_operations=checkpoints * shape_of(
-            model, recipe.projection == "factored"
+            model, projections(model, recipe)[0]
         ).operations(tokens[1], float(encoded.lengths.mean()), float(encoded.response_lengths.sum())),
         memory=predict_memory(model, encoded.lengths, feature_batches, warmup_batches, measurement),
         available_memory=total_memory(device), measurement=measurement,

@@ -1,0 +1,163 @@
+"""Projecting a gradient before it is formed, with nearly the noise of independent signs: TensorSketch [ours, after
+Pham and Pagh, KDD 2013].
+
+A count sketch of u gives each coordinate a sign and one of D places, and adds up what shares a place. The count sketch
+of u vᵀ in which (i, j) has the product of both signs, at place (h(i) + k(j)) mod D, is the circular convolution of
+those of u and v: a product of their Fourier transforms. Those products are added over the tokens, and transformed back
+once an example: O(R + C + D log D) a token, where the gradient takes R · C.
+
+The inner product of two gradients of rank 1 has a relative variance of at most 8 / D. Independent signs for every
+coordinate have 2 / D, and a Kronecker product of as many numbers 4 / √D (`pursuit.gradients.factors`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pursuit.gradients.project import random_permutation, random_signs
+from pursuit.gradients.sketch import COLUMNS, ROWS, place_of
+
+WORTH = 256  # entries of a matrix for each number of its sketch, below which forming the gradient is as fast [measured]
+MOST = 8192  # numbers of one matrix
+OPERATIONS = 40  # of a matrix product, that a token's D log₂ D take as long as [measured on a CPU]
+
+
+@dataclass(frozen=True)
+class Side:
+    """The count sketch of one side of a matrix.
+
+    Attributes:
+        signs: (n,) ±1, times what scales it.
+        places: (n,) int64, the place of each coordinate: its slot mod D, where no two share a slot.
+        order: (k · D,) int64, the coordinate in each slot, n for none; None where coordinate i has place i mod D.
+    """
+
+    signs: Tensor
+    places: Tensor
+    order: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TensorSketch:
+    """The `MatrixSketch` of large matrices. Small ones are formed; what they become is their size in `sizes`.
+
+    One of the two sides need not be shuffled: (i, j) and (i', j') of different j still meet with a chance of 1 / D. It
+    is the shorter one, whose coordinates then all have places of their own where D is not smaller.
+    """
+
+    sides: dict[str, tuple[Side, ...]]
+    numbers: dict[str, int]
+    sizes: dict[str, int]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.sides
+
+    def narrow(self, name: str, side: int, values: Tensor) -> Tensor:
+        """(B, T, n) to (B, T, D / 2 + 1) complex64: the Fourier transform of the count sketch."""
+        return torch.fft.rfft(counted(values, self.sides[name][side], self.numbers[name]), n=self.numbers[name])
+
+    def narrow_ids(self, name: str, ids: Tensor, rows: int, padding: int | None) -> Tensor:
+        """See `MatrixSketch`."""
+        side, numbers = self.sides[name][ROWS], self.numbers[name]
+        signs = side.signs[ids]
+        if padding is not None:
+            signs = signs.masked_fill(ids == padding, 0)  # as torch does
+        spikes = torch.zeros(*ids.shape, numbers, device=ids.device)
+        return torch.fft.rfft(spikes.scatter_(-1, side.places[ids][..., None], signs[..., None]))
+
+    def width(self, name: str, side: int, size: int) -> int:
+        """See `MatrixSketch`; real numbers."""
+        return 2 * (self.numbers[name] // 2 + 1)
+
+    def product(self, name: str, rows: Tensor, columns: Tensor) -> Tensor:
+        """(B, D)."""
+        return torch.fft.irfft((rows * columns).sum(dim=1), n=self.numbers[name])
+
+    def scaled(self, scales: Mapping[str, Sequence[Tensor]]) -> TensorSketch:
+        """See `MatrixSketch`."""
+        sides = dict(self.sides)
+        for name, both in scales.items():
+            pairs = zip(sides[name], both, strict=True)
+            sides[name] = tuple(replace(side, signs=side.signs * scale) for side, scale in pairs)
+        return replace(self, sides=sides)
+
+    def operations(self) -> float:
+        """See `MatrixSketch`."""
+        return sum(OPERATIONS * numbers * math.log2(numbers) for numbers in self.numbers.values())
+
+
+def make_tensor_sketch(
+    shapes: Mapping[str, Sequence[int]], dimension: int, seed: int, device: torch.device | str = "cpu",
+    worth: int = WORTH,
+) -> TensorSketch:  # fmt: skip
+    """A pure function of the seed, d, the shapes, and for each matrix its name.
+
+    A matrix becomes the next power of two from √(R · C) and from d / matrices on, at most `MOST` [ours]: the transforms
+    then take about as long as reading both sides. One with fewer than `worth` entries for each number is formed.
+    """
+    matrices = [shape for shape in shapes.values() if len(shape) == 2]
+    share = dimension / max(1, len(matrices))
+    sides: dict[str, tuple[Side, ...]] = {}
+    numbers: dict[str, int] = {}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        wanted = max(math.sqrt(sizes[name]), share)
+        length = min(MOST, 2 ** math.ceil(math.log2(max(2.0, wanted))))
+        if len(shape) == 2 and sizes[name] > worth * length:
+            sides[name] = (
+                _side(shape, ROWS, length, seed, name, device),
+                _side(shape, COLUMNS, length, seed, name, device),
+            )
+            numbers[name] = sizes[name] = length
+    return TensorSketch(sides, numbers, sizes)
+
+
+def _side(
+    shape: Sequence[int], side: int, numbers: int, seed: int, name: str, device: torch.device | str
+) -> Side:  # fmt: skip
+    size, place = shape[side], place_of(f"{name}/{side}")
+    signs = random_signs(seed, 4, place, size).to(device)
+    if side == int(np.argmin(shape)):
+        return Side(signs, torch.arange(size, device=device) % numbers)
+    slots = random_permutation(seed, 5, place, -(-size // numbers) * numbers)[:size]
+    return Side(signs, (slots % numbers).to(device), order_of(slots, numbers).to(device))
+
+
+def order_of(slots: Tensor, numbers: int) -> Tensor:
+    """(k · D,) the coordinate in each slot, n for none; (n,) `slots` are those of the coordinates."""
+    order = torch.full((-(-len(slots) // numbers) * numbers,), len(slots))
+    order[slots] = torch.arange(len(slots))
+    return order
+
+
+def counted(values: Tensor, side: Side, numbers: int) -> Tensor:
+    """(…, n) to (…, D) float32, the count sketch; or to (…, n) where n is smaller and nothing is shuffled."""
+    signed = values.float() * side.signs
+    if side.order is None:
+        return _folded(signed, numbers)
+    if signed.device.type == "cpu":  # several times faster than to gather, which a GPU does well
+        return torch.zeros(*signed.shape[:-1], numbers).index_add_(-1, side.places, signed)
+    return gathered(signed, side.order, numbers)  # index_add_ would sum in no fixed order there
+
+
+def gathered(signed: Tensor, order: Tensor, numbers: int) -> Tensor:
+    """(…, n) to (…, D): what shares a place is brought together, and added in the order of the slots."""
+    return _folded(nn.functional.pad(signed, (0, 1)).index_select(-1, order), numbers)
+
+
+def _folded(values: Tensor, numbers: int) -> Tensor:
+    """Coordinate i added to place i mod D; at most D coordinates stay as they are."""
+    size = values.shape[-1]
+    if size <= numbers:
+        return values
+    total = values[..., :numbers].clone()
+    for begin in range(numbers, size, numbers):
+        part = values[..., begin : begin + numbers]
+        total[..., : part.shape[-1]] += part
+    return total
