@@ -152,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="folder of a causal LM with q,k,v,o projections, for example SmolLM2-135M")
     parser.add_argument("--pool", help="JSONL file: rows as long as its first ones, instead of 40 to 200 tokens")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 128])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 128, 0], help="of a LoRA; 0: all linear weights")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one (then seconds are wall time)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--batch-tokens", type=int, default=1024, help="padded tokens a batch of the large model")
@@ -168,15 +168,20 @@ def run(arguments: argparse.Namespace) -> None:
     def case(label: str, model: nn.Module, rows: KnownRows, batch_tokens: int) -> None:
         measure(label, model.to(place, dtype), rows, batch_tokens, arguments.rounds)
 
-    if arguments.model is None:
-        for rank in arguments.ranks:
-            case(f"small Llama, LoRA r={rank}", add_lora(small_llama(), rank), random_rows([128] * 64, 2048), 2048)
-        case("small Llama, all linear weights", only_linear(small_llama()), random_rows([128] * 32, 2048), 2048)
-        return
     for rank in arguments.ranks:
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
-        rows = rows_for(arguments, model.config.vocab_size)
-        case(f"{arguments.model}, LoRA r={rank}", add_lora(model, rank), rows, arguments.batch_tokens)
+        what = f"LoRA r={rank}" if rank else "all linear weights"
+        if arguments.model is None:
+            rows = random_rows([128] * (64 if rank else 32), 2048)
+            case(f"small Llama, {what}", captured(small_llama(), rank), rows, 2048)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype)
+            rows = rows_for(arguments, model.config.vocab_size)
+            case(f"{arguments.model}, {what}", captured(model, rank), rows, arguments.batch_tokens)
+
+
+def captured(model: nn.Module, rank: int) -> nn.Module:
+    """The model with what gradients are wanted of: a LoRA of that rank, or with 0 its own projections."""
+    return add_lora(model, rank) if rank else only_linear(model)
 
 
 def rows_for(arguments: argparse.Namespace, vocabulary: int) -> KnownRows:

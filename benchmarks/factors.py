@@ -159,7 +159,7 @@ def forms_for(
         if method == "factored":
             sketch = make_factors(shapes, d * wider, seed, least=1)
         elif method == "tensorsketch":
-            sketch = make_tensor_sketch(shapes, d * wider, seed, worth=0)
+            sketch = make_tensor_sketch(shapes, d, seed, worth=0, wider=wider)
         own, plain = (Preconditioning(which, moments, momentum, sketch=sketch) for which in (kind, PLAIN))
         found[title] = Form(own, sketch, method, d, seed), Form(plain, sketch, method, d, seed)
 
@@ -169,8 +169,8 @@ def forms_for(
         for d in dimensions:
             add(f"{kind}, sparse d={d}", kind, state, "sparse", d)
             add(f"{kind}, sparse d={d}, other seed", kind, state, "sparse", d, 1)
-            for seed in (0, 1):  # as extraction makes it, but that small matrices are sketched as well
-                add(f"{kind}, tensorsketch d={d}, seed {seed}", kind, state, "tensorsketch", d, seed)
+            for wider in (1, 4, 16):  # extraction takes 4, and forms small matrices
+                add(f"{kind}, tensorsketch d={d}, {wider} × wider", kind, state, "tensorsketch", d, wider=wider)
             for wider in (1, 4, 16):  # what extraction takes lies between: 256 numbers a matrix, or d / matrices
                 add(f"{kind}, factored d={d}, {wider} × wider", kind, state, "factored", d, wider=wider)
     for d, share in product(dimensions if spans else (), (1.0, 0.5, 0.25)):

@@ -168,10 +168,11 @@ def test_only_large_matrices_are_sketched_and_their_sizes_are_powers_of_two():
     shapes = {
         "bias": (5000,), "lora": (4096, 16), "square": (1024, 1024), "wide": (1024, 5000), "head": (150_000, 2048),
     }  # fmt: skip
-    sketch = make_tensor_sketch(shapes, 8192, seed=0)
-    assert sketch.numbers == {"square": 2048, "wide": 4096, "head": MOST}  # from d / 4 matrices on
+    sketch = make_tensor_sketch(shapes, 2048, seed=0)  # 512 a matrix, and four times that where it is below √(R · C)
+    assert sketch.numbers == {"square": 1024, "wide": 2048, "head": 2048}
     assert sketch.sizes == {"bias": 5000, "lora": 65_536, **sketch.numbers}
-    assert make_tensor_sketch(shapes, 100, seed=0).numbers["square"] == 1024
+    assert make_tensor_sketch(shapes, 64, seed=0).numbers["head"] == 64
+    assert make_tensor_sketch(shapes, 10**6, seed=0).numbers == {"wide": MOST, "head": MOST}
 
 
 def test_the_sides_depend_on_seed_shape_and_name_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ TEMPLATE = (
 
 
 def make_policy(
-    pool: Path, out: Path, seed: int = 0, *, architecture: str = "llama", vocabulary: int = VOCABULARY
+    pool: Path | Sequence[Path], out: Path, seed: int = 0, *, architecture: str = "llama", vocabulary: int = VOCABULARY
 ) -> Path:  # fmt: skip
     """Write random weights (a Llama's 0.9 million, or another layout's) and a tokenizer made from the pool's words."""
     tokenizer = _tokenizer(pool, vocabulary)
@@ -44,7 +45,7 @@ def make_policy(
     return out
 
 
-def _tokenizer(pool: Path, vocabulary: int) -> PreTrainedTokenizerFast:
+def _tokenizer(pool: Path | Sequence[Path], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level pairs, merged by how often they stand together in the pool."""
     texts = [message.content for example in Pool(pool) for message in example.messages or ()]
     inner = Tokenizer(models.BPE(unk_token=None))

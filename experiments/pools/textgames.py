@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,6 +45,7 @@ SHORTER = (
 REMEMBERED = 3  # last actions in the prompt, with what they brought
 STEPS = 2.0  # a game is lost after this many times the steps of its gold path, and FREE_STEPS more
 FREE_STEPS = 5
+PLAYED = "test"  # the fold whose games are played
 TARGET_GAMES = 5  # of the held-out ones, whose steps are the target instead
 
 
@@ -153,7 +155,7 @@ def make_textgames(out: Path, kinds: Sequence[str], train_games: int, eval_games
 
     No prompt of eval.jsonl, target.jsonl or games.jsonl stands in pool.jsonl. `source` is the kind of the game.
     """
-    folds = {"games": ("test", 0, eval_games), "eval": ("dev", 0, eval_games),
+    folds = {"games": (PLAYED, 0, eval_games), "eval": ("dev", 0, eval_games),
              "target": ("dev", eval_games, eval_games + TARGET_GAMES), "pool": ("train", 0, train_games)}  # fmt: skip
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in folds}
     held: set[str] = set()
@@ -182,32 +184,43 @@ def success(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
     Args:
         respond: the model.
-        rows: first steps of games, as in games.jsonl.
+        rows: first steps of games, as in games.jsonl; other steps, and steps of games of other folds, are left out.
 
     Returns:
-        1 for each row whose game is won within its steps, 0 for the others.
+        1 for each row whose game is won within its steps, 0 for the others; NaN for those that are left out.
     """
-    return [float(state.won) for state in _played(respond, _games(rows), replies=True)]
+    return _of_games(rows, respond, lambda state: float(state.won), replies=True)
 
 
 def score(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """As `success`, but the games' own scores, which credit parts of a task: a share of what can be had, at least 0."""
-    return [max(state.score, 0.0) for state in _played(respond, _games(rows), replies=True)]
+    return _of_games(rows, respond, lambda state: max(state.score, 0.0), replies=True)
 
 
 def chosen_success(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """As `success`, but each action is the likeliest of those that the game would understand, as often on ALFWorld."""
-    return [float(state.won) for state in _played(respond, _games(rows), replies=False)]
+    return _of_games(rows, respond, lambda state: float(state.won), replies=False)
 
 
 def chosen_score(respond: Respond, rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """As `score`, with the actions of `chosen_success`."""
-    return [max(state.score, 0.0) for state in _played(respond, _games(rows), replies=False)]
+    return _of_games(rows, respond, lambda state: max(state.score, 0.0), replies=False)
 
 
-def _games(rows: Sequence[Mapping[str, Any]]) -> tuple[Game, ...]:
-    about = [row["metadata"]["game"] for row in rows]
-    return tuple(Game(game["kind"], game["fold"], game["seed"], tuple(game["gold"])) for game in about)
+def _of_games(
+    rows: Sequence[Mapping[str, Any]], respond: Respond, value: Callable[[State], float], *, replies: bool
+) -> list[float]:  # fmt: skip
+    """What each row's game came to."""
+    places = [
+        place for place, row in enumerate(rows)
+        if row["metadata"]["step"] == 0 and row["metadata"]["game"]["fold"] == PLAYED
+    ]  # fmt: skip
+    about = [rows[place]["metadata"]["game"] for place in places]
+    asked = tuple(Game(game["kind"], game["fold"], game["seed"], tuple(game["gold"])) for game in about)
+    found = [math.nan] * len(rows)
+    for place, state in zip(places, _played(respond, asked, replies=replies), strict=True):
+        found[place] = value(state)
+    return found
 
 
 @lru_cache(maxsize=1)  # the second score of the same games need not play them again

@@ -14,7 +14,8 @@ from cyclopts import App
 
 from experiments.composition import compared_choices
 from experiments.records import comparison_facts, counted_seconds, machine
-from experiments.robustness.studies import STUDIES, Folders, cells
+from experiments.robustness.studies import STUDIES
+from experiments.robustness.study import Folders, cells
 from experiments.robustness.table import write_table
 from pursuit.compare import compare
 from pursuit.compare.choices import choices

@@ -7,7 +7,7 @@ others are the pool: a model that knows a little of every game, and a pool to ge
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from pursuit.pool import Pool
 
 KINDS = ("coin", "cookingworld", "mapreader", "peckingorder", "simonsays", "twc")
 TARGETS = ("coin", "cookingworld", "mapreader")
+OTHERS = ("arithmetic", "sorting", "peckingorder", "simonsays", "twc")
 FIRST_TRAINING = FineTune(
     max_steps=80, batch_size=16, learning_rate=1e-3, schedule="cosine", micro_batch_tokens=1024, seed=0
 )
+OTHER_EVAL = 5  # games of the other kinds that are held out, and not used
 Row = dict[str, Any]
 
 
@@ -37,15 +39,19 @@ class Sizes:
     """Of the experiment's data.
 
     Attributes:
+        kinds: of the games in the pool.
         train_games: of each kind; the first `first_games` of them train the model to start from.
+        other_games: of each of `OTHERS`, which train the model to start from instead, if there are any.
         clean, wrong, copies: rows of the pool.
         eval_rows: held-out rows of each kind, at most.
         eval_games: of each kind, whose steps are held out, and as many others to be played.
         max_length: tokens of a row.
     """
 
+    kinds: tuple[str, ...] = KINDS
     train_games: int = 60
     first_games: int = 20
+    other_games: int = 0
     clean: int = 1500
     wrong: int = 250
     copies: int = 250
@@ -62,13 +68,15 @@ def make_data(folder: Path, sizes: Sizes, seed: int = 0) -> Path:
     """
     if (folder / "about.json").exists():
         return folder
-    games = make_textgames(folder / "games", KINDS, sizes.train_games, sizes.eval_games)
-    first, rest = _split(_read(games / "pool.jsonl"), sizes.first_games)
+    games = make_textgames(folder / "games", sizes.kinds, sizes.train_games, sizes.eval_games)
+    first, rest = _split(_read(games / "pool.jsonl"), 0 if sizes.other_games else sizes.first_games)
+    if sizes.other_games:
+        first = _read(make_textgames(folder / "others", OTHERS, sizes.other_games, OTHER_EVAL) / "pool.jsonl")
     pool = planted(rest, sizes, np.random.default_rng(seed))
     _write(folder / "first.jsonl", first)
     _write(folder / "pool.jsonl", pool)
     held_out, target, played = (_read(games / f"{name}.jsonl") for name in ("eval", "target", "games"))
-    for kind in KINDS:
+    for kind in sizes.kinds:
         mine = [row for row in held_out if row["source"] == kind]
         places = np.linspace(0, len(mine) - 1, min(sizes.eval_rows, len(mine))).round().astype(int)
         _write(folder / f"eval-{kind}.jsonl", [mine[place] for place in places])
@@ -92,12 +100,16 @@ def planted(rows: list[Row], sizes: Sizes, random: np.random.Generator) -> list[
 
 
 def first_model(
-    data: Path, folder: Path, max_length: int, recipe: FineTune = FIRST_TRAINING, **made: Any
+    data: Path, folder: Path, max_length: int, recipe: FineTune = FIRST_TRAINING,
+    words: Sequence[str] = ("first.jsonl",), **made: Any,
 ) -> Path:  # fmt: skip
-    """A model trained briefly on steps of all kinds; skipped where it stands. `made`: arguments of `make_policy`."""
+    """A model trained on first.jsonl, with a tokenizer made from the files `words`; skipped where it stands.
+
+    `made`: arguments of `make_policy`.
+    """
     policy = folder / "policy"
     if not (policy / "config.json").exists():
-        make_policy(data / "first.jsonl", policy, **made)
+        make_policy([data / name for name in words], policy, **made)
     tokenizer = load_tokenizer(str(policy))
     rows = encode_pool(Pool([str(data / "first.jsonl")]), Encoder(tokenizer, max_length=max_length), folder / "encoded")
     torch.manual_seed(0)
@@ -117,11 +129,11 @@ def prompts_of(data: Path) -> list[tuple[str, str]]:
 
 def _split(rows: list[Row], first_games: int) -> tuple[list[Row], list[Row]]:
     """Steps of the first games of each kind, and those of the others."""
-    seen: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    seen: dict[str, list[int]] = {}
     for row in rows:
-        game = row["metadata"]["game"]["seed"]
-        if game not in seen[row["source"]]:
-            seen[row["source"]].append(game)
+        game, mine = row["metadata"]["game"]["seed"], seen.setdefault(row["source"], [])
+        if game not in mine:
+            mine.append(game)
     firsts = {kind: set(games[:first_games]) for kind, games in seen.items()}
     is_first = [row["metadata"]["game"]["seed"] in firsts[row["source"]] for row in rows]
     return (

@@ -24,6 +24,7 @@ from pursuit.gradients.project import random_permutation, random_signs
 from pursuit.gradients.sketch import COLUMNS, ROWS, place_of
 
 WORTH = 256  # entries of a matrix for each number of its sketch, below which forming the gradient is as fast [measured]
+WIDER = 4  # times d / matrices: the sketches' noise, 8 / D, is then that of what folds them to d, 2 / d
 MOST = 8192  # numbers of one matrix
 OPERATIONS = 40  # of a matrix product, that a token's D log₂ D take as long as [measured on a CPU]
 
@@ -94,12 +95,12 @@ class TensorSketch:
 
 def make_tensor_sketch(
     shapes: Mapping[str, Sequence[int]], dimension: int, seed: int, device: torch.device | str = "cpu",
-    worth: int = WORTH,
+    worth: int = WORTH, wider: float = WIDER,
 ) -> TensorSketch:  # fmt: skip
     """A pure function of the seed, d, the shapes, and for each matrix its name.
 
-    A matrix becomes the next power of two from √(R · C) and from d / matrices on, at most `MOST` [ours]: the transforms
-    then take about as long as reading both sides. One with fewer than `worth` entries for each number is formed.
+    A matrix becomes the next power of two from `wider` · d / matrices on; where √(R · C) is less, from there on, as long
+    as that is no less than d / matrices; at most `MOST` [ours]. One with fewer than `worth` entries a number is formed.
     """
     matrices = [shape for shape in shapes.values() if len(shape) == 2]
     share = dimension / max(1, len(matrices))
@@ -107,7 +108,7 @@ def make_tensor_sketch(
     numbers: dict[str, int] = {}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     for name, shape in shapes.items():
-        wanted = max(math.sqrt(sizes[name]), share)
+        wanted = max(share, min(wider * share, math.sqrt(sizes[name])))
         length = min(MOST, 2 ** math.ceil(math.log2(max(2.0, wanted))))
         if len(shape) == 2 and sizes[name] > worth * length:
             sides[name] = (
