@@ -15,7 +15,7 @@ from pursuit.errors import SettingsError
 from pursuit.gradients import AdamState, Preconditioning, make_projection, trainable_parameters
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.sketch import reduced
-from pursuit.gradients.tensorsketch import MOST, Side, counted, gathered, make_tensor_sketch, order_of
+from pursuit.gradients.tensorsketch import MOST, Side, counted, folded, gathered, make_tensor_sketch, order_of
 from pursuit.inspection.costs import shape_of
 from pursuit.settings import settings_from
 from test_extract import EXACT, LENGTHS, Rows, TwoCheckpoints, features_of, run
@@ -98,6 +98,19 @@ def test_a_gpu_gathers_what_a_cpu_scatters(size, numbers, seed):
     values = torch.randn(2, size, generator=generator)
     torch.testing.assert_close(counted(values, side, numbers), gathered(values, side.order, numbers))
     assert side.places.bincount().max() <= -(-size // numbers)  # no place has more than its share
+
+
+@given(size=st.integers(1, 60), numbers=st.integers(1, 60), seed=st.integers(0, 5))
+def test_chunks_are_shifted_and_added(size, numbers, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shifts = torch.randint(0, numbers, (-(-size // numbers),), generator=generator).tolist()
+    values = torch.randn(2, size, generator=generator)
+    expected = torch.zeros(2, numbers)
+    for i in range(size):
+        expected[:, (i + shifts[i // numbers]) % numbers] += values[:, i]
+    found = folded(values, numbers, shifts)
+    torch.testing.assert_close(found, expected[:, : found.shape[1]])
+    assert (expected[:, found.shape[1] :] == 0).all()
 
 
 def test_it_is_unbiased_and_nearly_as_exact_as_dense_signs():

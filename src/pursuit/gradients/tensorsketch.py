@@ -35,21 +35,23 @@ class Side:
 
     Attributes:
         signs: (n,) ±1, times what scales it.
-        places: (n,) int64, the place of each coordinate: its slot mod D, where no two share a slot.
-        order: (k · D,) int64, the coordinate in each slot, n for none; None where coordinate i has place i mod D.
+        places: (n,) int64, the place of each coordinate.
+        order: of a shuffled side (k · D,) int64, the coordinate in each slot, n for none; slot s has place s mod D.
+        shifts: of the other side k numbers; coordinate i of chunk c = i // D has place (i + shifts[c]) mod D.
     """
 
     signs: Tensor
     places: Tensor
     order: Tensor | None = None
+    shifts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class TensorSketch:
     """The `MatrixSketch` of large matrices. Small ones are formed; what they become is their size in `sizes`.
 
-    One of the two sides need not be shuffled: (i, j) and (i', j') of different j still meet with a chance of 1 / D. It
-    is the shorter one, whose coordinates then all have places of their own where D is not smaller.
+    Only the shorter side is shuffled: entries that differ there meet with a chance of 1 / D. Of the longer one, chunks
+    of D are shifted at random [ours], as in `SparseProjection`: entries that differ only there do too, or never meet.
     """
 
     sides: dict[str, tuple[Side, ...]]
@@ -99,8 +101,8 @@ def make_tensor_sketch(
 ) -> TensorSketch:  # fmt: skip
     """A pure function of the seed, d, the shapes, and for each matrix its name.
 
-    A matrix becomes the next power of two from `wider` · d / matrices on; where √(R · C) is less, from there on, as long
-    as that is no less than d / matrices; at most `MOST` [ours]. One with fewer than `worth` entries a number is formed.
+    A matrix becomes the next power of two from `wider` · d / matrices on, or from √(R · C) on where that is less, but
+    not less than d / matrices; at most `MOST` [ours]. One with fewer than `worth` entries a number is formed.
     """
     matrices = [shape for shape in shapes.values() if len(shape) == 2]
     share = dimension / max(1, len(matrices))
@@ -123,11 +125,14 @@ def _side(
     shape: Sequence[int], side: int, numbers: int, seed: int, name: str, device: torch.device | str
 ) -> Side:  # fmt: skip
     size, place = shape[side], place_of(f"{name}/{side}")
-    signs = random_signs(seed, 4, place, size).to(device)
+    signs, chunks = random_signs(seed, 4, place, size).to(device), -(-size // numbers)
+    shuffled = random_permutation(seed, 5, place, chunks * numbers)
     if side == int(np.argmin(shape)):
-        return Side(signs, torch.arange(size, device=device) % numbers)
-    slots = random_permutation(seed, 5, place, -(-size // numbers) * numbers)[:size]
-    return Side(signs, (slots % numbers).to(device), order_of(slots, numbers).to(device))
+        slots = shuffled[:size]
+        return Side(signs, (slots % numbers).to(device), order_of(slots, numbers).to(device))
+    shifts = shuffled[:chunks] % numbers
+    places = (torch.arange(size) + shifts.repeat_interleave(numbers)[:size]) % numbers
+    return Side(signs, places.to(device), shifts=tuple(shifts.tolist()))
 
 
 def order_of(slots: Tensor, numbers: int) -> Tensor:
@@ -138,10 +143,10 @@ def order_of(slots: Tensor, numbers: int) -> Tensor:
 
 
 def counted(values: Tensor, side: Side, numbers: int) -> Tensor:
-    """(…, n) to (…, D) float32, the count sketch; or to (…, n) where n is smaller and nothing is shuffled."""
+    """(…, n) to (…, D) float32, the count sketch; or to (…, n) where it is that but for zeros at the end."""
     signed = values.float() * side.signs
     if side.order is None:
-        return _folded(signed, numbers)
+        return folded(signed, numbers, side.shifts)
     if signed.device.type == "cpu":  # several times faster than to gather, which a GPU does well
         return torch.zeros(*signed.shape[:-1], numbers).index_add_(-1, side.places, signed)
     return gathered(signed, side.order, numbers)  # index_add_ would sum in no fixed order there
@@ -149,16 +154,19 @@ def counted(values: Tensor, side: Side, numbers: int) -> Tensor:
 
 def gathered(signed: Tensor, order: Tensor, numbers: int) -> Tensor:
     """(…, n) to (…, D): what shares a place is brought together, and added in the order of the slots."""
-    return _folded(nn.functional.pad(signed, (0, 1)).index_select(-1, order), numbers)
+    slots = nn.functional.pad(signed, (0, 1)).index_select(-1, order)
+    return folded(slots, numbers, (0,) * (len(order) // numbers))
 
 
-def _folded(values: Tensor, numbers: int) -> Tensor:
-    """Coordinate i added to place i mod D; at most D coordinates stay as they are."""
-    size = values.shape[-1]
-    if size <= numbers:
+def folded(values: Tensor, numbers: int, shifts: Sequence[int]) -> Tensor:
+    """(…, n) to (…, D): the chunks of D, each shifted around, added up."""
+    if values.shape[-1] <= numbers and shifts[0] == 0:
         return values
-    total = values[..., :numbers].clone()
-    for begin in range(numbers, size, numbers):
-        part = values[..., begin : begin + numbers]
-        total[..., : part.shape[-1]] += part
+    total = torch.zeros(*values.shape[:-1], numbers, device=values.device)
+    for chunk, shift in enumerate(shifts):
+        part = values[..., chunk * numbers : (chunk + 1) * numbers]
+        before = part[..., : numbers - shift]  # what is not shifted beyond the end
+        total[..., shift : shift + before.shape[-1]] += before
+        beyond = part[..., numbers - shift :]
+        total[..., : beyond.shape[-1]] += beyond
     return total
