@@ -9,6 +9,7 @@ import torch
 
 from pursuit import Run
 from pursuit.gradients import example_gradients, make_projection
+from pursuit.gradients.tensorsketch import make_tensor_sketch
 from pursuit.store.features import FeatureStore
 from test_extract import EXACT, TwoCheckpoints, features_of, run
 from test_gradients import batch_of, one_at_a_time, random_examples, relative_error, with_lora
@@ -53,6 +54,18 @@ def test_features_are_those_of_the_cpu_and_the_same_bits_again(tmp_path):
     found = [features_of(run(model, checkpoints, tmp_path / name, EXACT)).checkpoint(1)[:] for name in ("a", "b")]
     np.testing.assert_allclose(found[0], on_cpu, atol=1e-3)
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_sketch_is_that_of_the_cpu_and_the_same_bits_again():
+    shapes = {"w": (300, 700)}
+    rows, columns = torch.randn(2, 9, 300), torch.randn(2, 9, 700)
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        sketch = make_tensor_sketch(shapes, 64, 0, device, worth=0)
+        sides = sketch.narrow("w", 0, rows.to(device)), sketch.narrow("w", 1, columns.to(device))
+        found.append(sketch.product("w", *sides).cpu())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)
+    assert torch.equal(found[1], found[2])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

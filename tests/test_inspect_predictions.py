@@ -65,7 +65,25 @@ def test_predicted_store_and_checkpoints_are_as_large_as_the_real_ones(
     assert predicted.trajectory_bytes == pytest.approx(stored_bytes(run.folder.warmup), rel=0.1)
 
 
-@pytest.mark.parametrize(("preconditioner", "projection"), [("adam", "sparse"), ("sgd", "none"), ("adam", "factored")])
+@pytest.mark.parametrize(("preconditioner", "projection", "told"), [
+    ("adam", "sparse", True), ("sign", "sparse", False), ("sgd", "tensorsketch", False),
+])  # fmt: skip
+def test_gradients_of_large_matrices_need_not_be_formed_and_that_is_said(
+    values: dict[str, Any], tmp_path: Path, preconditioner: str, projection: str, told: bool
+) -> None:
+    tiny_model("llama", hidden_size=64, intermediate_size=96).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    features = {**SMALL["features"], "dimension": 8, "projection": projection, "preconditioner": preconditioner}
+    settings = {**values, "model": str(tmp_path / "model"), "weights": ["*proj*"], "features": features}
+    found = inspect(**settings, measure=False)
+    assert any("--features.projection tensorsketch" in warning for warning in found.warnings) is told
+    lora = inspect(**{**values, "features": features}, measure=False)
+    assert not any("tensorsketch" in warning for warning in lora.warnings)
+
+
+@pytest.mark.parametrize(
+    ("preconditioner", "projection"), [("adam", "sparse"), ("sgd", "none"), ("adam", "tensorsketch")]
+)
 def test_hours_are_positive_and_add_up(values: dict[str, Any], preconditioner: str, projection: str) -> None:
     target = [values["pool"][0].replace("pool.jsonl", "target.jsonl")]
     settings = {**values, "features": {**SMALL["features"], "preconditioner": preconditioner, "projection": projection}}

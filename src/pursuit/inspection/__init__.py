@@ -33,6 +33,8 @@ from pursuit.settings import merge, settings_from
 
 __all__ = ["Inspection", "Prediction", "inspect", "inspect_pool", "print_inspection"]
 
+WORTH_SAYING = 0.9  # share of the operations with which another projection is mentioned
+
 
 def inspect(
     folder: str | Path | None = None, *, examples: int = 3, measure: bool = True, autotune: bool = False,
@@ -170,6 +172,12 @@ def _warnings(found: Inspection, prediction: Prediction, look: _Look) -> Iterato
         )
     if prediction.measurement is not None and prediction.measurement.problem is not None:
         yield f"the timed batches failed: {prediction.measurement.problem}"
+    if prediction.sketched_operations and prediction.sketched_operations < WORTH_SAYING * prediction.feature_operations:
+        share = prediction.sketched_operations / prediction.feature_operations
+        yield (
+            f"gradients of large matrices are formed; --features.projection tensorsketch would not, with {share:.0%} "
+            "of the operations and a little more noise (docs/methods.md)."
+        )
     if found.target is not None and found.target.leaked:
         yield f"{found.target.leaked:,} pool rows also stand in the target: a score on it would flatter them."
 

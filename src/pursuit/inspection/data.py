@@ -194,6 +194,7 @@ class Prediction:
         warmup_tokens: padded tokens through the model in the warm-up; `feature_tokens` and `target_tokens` at each
             checkpoint.
         feature_operations: floating-point operations of the pool's features, by counting (`inspection.costs`).
+        sketched_operations: the same by `tensorsketch`; None where gradients are projected otherwise than by `sparse`.
         memory: peak of the stage that takes most.
         available_memory: of the device; None unknown.
         measurement: None if nothing was measured, and then no seconds either.
@@ -213,6 +214,7 @@ class Prediction:
     target_tokens: int
     feature_operations: float
     memory: Memory
+    sketched_operations: float | None = None
     available_memory: int | None = None
     measurement: Measurement | None = None
     warmup_seconds: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,20 @@ def predict(
         trajectory_bytes=3 * checkpoints * sum(p.nbytes for p in trainable_parameters(model).values()),
         free_bytes=shutil.disk_usage(existing_parent(place)).free, warmup_steps=plan.last_step,
         warmup_examples=plan.examples_seen(plan.last_step), warmup_tokens=tokens[0], feature_tokens=tokens[1],
-        target_tokens=target_tokens, feature_operations=checkpoints * shape_of(
-            model, projections(model, recipe)[0]
-        ).operations(tokens[1], float(encoded.lengths.mean()), float(encoded.response_lengths.sum())),
+        target_tokens=target_tokens, feature_operations=checkpoints * _operations(model, recipe, encoded, tokens[1]),
+        sketched_operations=checkpoints * _operations(
+            model, replace(recipe, projection="tensorsketch"), encoded, tokens[1]
+        ) if recipe.projection == "sparse" and recipe.preconditioner != "sign" else None,
         memory=predict_memory(model, encoded.lengths, feature_batches, warmup_batches, measurement),
         available_memory=total_memory(device), measurement=measurement,
         **_seconds(measurement, checkpoints, tokens, target_tokens, len(feature_batches), len(target_batches)),
     )  # fmt: skip
+
+
+def _operations(model: nn.Module, recipe: Recipe, encoded: Rows, tokens: int) -> float:
+    """Of one pass over all rows."""
+    shape = shape_of(model, projections(model, recipe)[0])
+    return shape.operations(tokens, float(encoded.lengths.mean()), float(encoded.response_lengths.sum()))
 
 
 def _seconds(
