@@ -16,7 +16,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pursuit.errors import DataError, ModelError, SettingsError
-from pursuit.evaluate import Evaluation, GenerationSettings, Respond, evaluate, load_function, read_eval_set
+from pursuit.evaluate import (
+    Evaluation,
+    GenerationSettings,
+    Respond,
+    evaluate,
+    load_function,
+    named_functions,
+    read_eval_set,
+)
 from pursuit.evaluate.intervals import macro_score, score
 from pursuit.evaluate.scorers import reasoning_gym
 from test_evaluate import CAPITALS, known_rows, learned, row, write  # noqa: F401  (learned is a fixture)
@@ -99,7 +107,11 @@ def test_reasoning_gym_scores_its_own_entries() -> None:
 
 
 def test_functions_are_found_by_name() -> None:
-    assert load_function("pursuit.evaluate.scorers:reasoning_gym") is reasoning_gym
+    place = "pursuit.evaluate.scorers:reasoning_gym"
+    assert load_function(place) is reasoning_gym
+    assert named_functions([place, f"mine={place}"]) == {"reasoning_gym": reasoning_gym, "mine": reasoning_gym}
+    with pytest.raises(SettingsError, match="two called 'mine'"):
+        named_functions([f"mine={place}", f"mine={place}"])
     for place, reason in {
         "json.dumps": "package.module:function", "no_such_module:f": "cannot be imported", "json:nothing": "has no",
         "pursuit.evaluate.plan:METRICS": "not a function",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,14 +83,14 @@ def _plan(
     """What to compute; names and functions are checked here, before anything is loaded."""
     import yaml
 
-    from pursuit.evaluate import GenerationSettings
+    from pursuit.evaluate import GenerationSettings, named_functions
     from pursuit.evaluate.evaluation import BATCH_TOKENS
     from pursuit.evaluate.plan import Plan
 
     wanted = _split(metrics) if metrics is not None else ["loss", "exact"] if has_rows else []
     options = {name: yaml.safe_load(value) for name, value in parse_parameters(lm_eval_param or []).items()}
     plan = Plan(
-        tuple(wanted), _functions(scorer), _functions(player), GenerationSettings(*generation),
+        tuple(wanted), named_functions(scorer or ()), named_functions(player or ()), GenerationSettings(*generation),
         batch_tokens or BATCH_TOKENS, tuple(_split(lm_eval)), options,
     )  # fmt: skip
     plan.check(has_rows)
@@ -149,17 +148,3 @@ def _load(settings: Settings) -> nn.Module:
 
 def _split(names: list[str] | None) -> list[str]:
     return [name.strip() for part in names or [] for name in part.split(",") if name.strip()]
-
-
-def _functions(places: list[str] | None) -> dict[str, Callable[..., Any]]:
-    """name → function, of `name=package.module:function` or without a name of its own."""
-    from pursuit.evaluate import load_function
-
-    found: dict[str, Callable[..., Any]] = {}
-    for place in places or []:
-        name, equals, where = place.partition("=")
-        name, where = (name, where) if equals else (place.rpartition(":")[2], place)
-        if name in found:
-            raise SettingsError(f"{place}: there are two called {name!r}; name one: other=package.module:function.")
-        found[name] = load_function(where)
-    return found

@@ -15,11 +15,11 @@ from rich.console import RenderableType
 from pursuit.compare.choices import Choices, choices
 from pursuit.compare.plan import FULL, UNTRAINED, Cell, Comparison, cells, parse_method
 from pursuit.compare.results import comparison_data, runs_table, terminal_table
-from pursuit.compare.work import Job, carry_out, functions
+from pursuit.compare.work import Job, carry_out
 from pursuit.encoding import EncodedPool, Encoder, encode_pool
 from pursuit.engine import LOCAL, Engine
 from pursuit.errors import SelectionError
-from pursuit.evaluate import check_metrics, read_eval_set
+from pursuit.evaluate import check_metrics, named_functions, read_eval_set
 from pursuit.files import atomic_path, fingerprint, make_folder
 from pursuit.finetune import FineTune
 from pursuit.finetune.run import check_optimizer
@@ -90,7 +90,7 @@ def compare(
 
 def _check(run: Run, comparison: Comparison) -> None:
     check_metrics(comparison.metrics)
-    functions([*comparison.scorers, *comparison.players])
+    named_functions([*comparison.scorers, *comparison.players])
     for way in comparison.ways():
         check_optimizer(way.optimizer)
     for budget in comparison.budgets:

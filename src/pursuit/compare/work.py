@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pursuit.batches import EncodedRows
 from pursuit.compare.plan import cell_folder
 from pursuit.encoding import EncodedPool
 from pursuit.errors import PursuitError
-from pursuit.evaluate import evaluate, load_function, read_eval_set
+from pursuit.evaluate import evaluate, named_functions, read_eval_set
 from pursuit.files import fingerprint, read_json, write_json
 from pursuit.finetune import FineTune, finetune
 from pursuit.models.loading import load_model, load_tokenizer
@@ -117,8 +116,8 @@ def _carry_out(job: Job) -> dict[str, Any]:
         train_on=settings.train_on,
     )  # fmt: skip
     scored = evaluate(
-        model, tokenizer, rows, metrics=job.metrics, scorers=functions(job.scorers), players=functions(job.players),
-        out=job.folder / "evaluation",
+        model, tokenizer, rows, metrics=job.metrics, scorers=named_functions(job.scorers),
+        players=named_functions(job.players), out=job.folder / "evaluation",
     )  # fmt: skip
     result["scores"] = {metric: found.mean for metric, found in scored.macro.items()}
     result["families"] = {
@@ -128,11 +127,6 @@ def _carry_out(job: Job) -> dict[str, Any]:
     if not job.keep_model:
         shutil.rmtree(job.folder / "model", ignore_errors=True)
     return result
-
-
-def functions(places: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """`package.module:score` → {"score": the function}."""
-    return {place.rpartition(":")[2].replace(".", "_"): load_function(place) for place in places}
 
 
 def _model(settings: Settings, seed: int) -> nn.Module:

@@ -9,9 +9,9 @@ from pursuit.evaluate.intervals import Score
 from pursuit.evaluate.plan import METRICS, check_metrics
 from pursuit.evaluate.result import Evaluation
 from pursuit.evaluate.rows import EvalRow, EvalSet, read_eval_set
-from pursuit.evaluate.scorers import Player, Scorer, load_function
+from pursuit.evaluate.scorers import Player, Scorer, load_function, named_functions
 
 __all__ = [
     "METRICS", "EvalRow", "EvalSet", "Evaluation", "GenerationSettings", "Player", "Respond", "Score", "Scorer",
-    "check_metrics", "evaluate", "load_function", "read_eval_set",
+    "check_metrics", "evaluate", "load_function", "named_functions", "read_eval_set",
 ]  # fmt: skip

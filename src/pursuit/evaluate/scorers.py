@@ -44,6 +44,22 @@ def load_function(place: str) -> Callable[..., Any]:
     return found
 
 
+def named_functions(places: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """name → function, of `name=package.module:function`, or of a place alone, whose name is the function's.
+
+    Raises:
+        SettingsError: two have one name, or one cannot be loaded.
+    """
+    found: dict[str, Callable[..., Any]] = {}
+    for place in places:
+        name, equals, where = place.partition("=")
+        name, where = (name, where) if equals else (place.rpartition(":")[2].replace(".", "_"), place)
+        if name in found:
+            raise SettingsError(f"{place}: there are two called {name!r}; name one: other=package.module:function.")
+        found[name] = load_function(where)
+    return found
+
+
 def score_responses(
     scorer: Scorer, name: str, rows: Sequence[EvalRow], responses: Sequence[str | None]
 ) -> NDArray[np.float64]:
