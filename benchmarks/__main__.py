@@ -8,7 +8,7 @@
     python -m benchmarks run --parts extraction --model FOLDER
 
 Other parts are commands of their own: benchmarks.kernels, .factors, .solvers, .gtp, .scale, .memory, .codecs, .online,
-.ray_scaling.
+.padding, .ray_scaling.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ of u vᵀ in which (i, j) has the product of both signs, at place (h(i) + k(j)) 
 those of u and v: a product of their Fourier transforms. Those products are added over the tokens, and transformed back
 once an example: O(R + C + D log D) a token, where the gradient takes R · C.
 
-The inner product of two gradients of rank 1 has a relative variance of at most 8 / D. Independent signs for every
-coordinate have 2 / D, and a Kronecker product of as many numbers 4 / √D (`pursuit.gradients.factors`).
+The inner product of two gradients of rank 1 has a relative variance of at most 8 / D (Avron, Nguyen and Woodruff, NIPS
+2014). Independent signs for every coordinate have 2 / D, and a Kronecker product of as many numbers 4 / √D
+(`pursuit.gradients.factors`).
 """
 
 from __future__ import annotations
