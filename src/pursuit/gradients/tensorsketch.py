@@ -27,7 +27,8 @@ from pursuit.gradients.sketch import COLUMNS, ROWS, place_of
 WORTH = 256  # entries of a matrix for each number of its sketch, below which forming the gradient is as fast [measured]
 WIDER = 4  # times d / matrices: the sketches' noise, 8 / D, is then that of what folds them to d, 2 / d
 MOST = 8192  # numbers of one matrix
-OPERATIONS = 40  # of a matrix product, that a token's D log₂ D take as long as [measured on a CPU]
+# operations of a matrix product that take as long as a token's R + C, and as its D · log₂ D [measured on a CPU]
+SIDE_OPERATIONS, TRANSFORM_OPERATIONS = 60, 30
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ class TensorSketch:
 
     def operations(self) -> float:
         """See `MatrixSketch`."""
-        return sum(OPERATIONS * numbers * math.log2(numbers) for numbers in self.numbers.values())
+        sides = sum(len(side.signs) for both in self.sides.values() for side in both)
+        transforms = sum(numbers * math.log2(numbers) for numbers in self.numbers.values())
+        return SIDE_OPERATIONS * sides + TRANSFORM_OPERATIONS * transforms
 
 
 def make_tensor_sketch(
