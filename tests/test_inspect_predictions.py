@@ -71,7 +71,7 @@ def test_predicted_store_and_checkpoints_are_as_large_as_the_real_ones(
 def test_gradients_of_large_matrices_need_not_be_formed_and_that_is_said(
     values: dict[str, Any], tmp_path: Path, preconditioner: str, projection: str, told: bool
 ) -> None:
-    tiny_model("llama", hidden_size=64, intermediate_size=96).save_pretrained(tmp_path / "model")
+    tiny_model("llama", hidden_size=256, intermediate_size=512).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     features = {**SMALL["features"], "dimension": 8, "projection": projection, "preconditioner": preconditioner}
     settings = {**values, "model": str(tmp_path / "model"), "weights": ["*proj*"], "features": features}
