@@ -21,22 +21,8 @@ READER_TRAINING = FineTune(
 )
 
 
-def played(folders: Folders) -> Study:
-    """Games that no model has seen, played to their end."""
-    games = Games.made(folders.textgames)
-    change = {
-        "train": replace(TRAINING, max_steps=PLAYED_STEPS), "methods": ("gtp", "less", "random"), "players": PLAYERS,
-        "evaluation": held_out(games.data, TARGETS, "games"),
-    }  # fmt: skip
-    return Study(
-        f"Text games: trained for {PLAYED_STEPS} steps instead of {TRAINING.max_steps}, then ten unseen games of each "
-        "kind are played; *success* is the share that is won, *score* the mean of the games' own scores (shares of a "
-        "task), *loss* and *exact* are of their first steps.", {"targeted": games.changed("targeted", {"": change})},
-    )  # fmt: skip
-
-
 def played_larger(folders: Folders) -> Study:
-    """The same games, won by a model that can read them."""
+    """What a small model chose, played by one that can read."""
     games = Games.made(folders.textgames)
     run = games.run("default", lora={"rank": 16, "alpha": 64})
     change = {
