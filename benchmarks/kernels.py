@@ -1,4 +1,5 @@
-"""The inner loops of extraction, one against another: ways to lay out a sparse projection, and Adam's direction.
+"""The inner loops of extraction, one against another: layouts of a sparse projection, Adam's direction, and what
+forming a matrix' gradient takes beside projecting it before.
 
     python -m benchmarks.kernels          # about a minute; nanoseconds of CPU time a coordinate, one thread
 
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor
 
 from pursuit.gradients import AdamState, Preconditioning
+from pursuit.gradients.factors import make_factors
 from pursuit.gradients.project import SparseProjection
+from pursuit.gradients.sketch import COLUMNS, ROWS, MatrixSketch
+from pursuit.gradients.tensorsketch import make_tensor_sketch
 
 EXAMPLES, COORDINATES = 16, 1_000_000
+TOKENS = 512
 
 
 def nanoseconds(work: Callable[[], object], coordinates: int, repeats: int = 5) -> float:
@@ -69,8 +74,23 @@ def adam_directions() -> dict[str, Callable[[], Tensor]]:
     return {"memory used again (ours)": lambda: direction("w", gradient.clone()), "fresh memory": fresh}
 
 
+def gradients(rows: int, columns: int) -> dict[str, Callable[[], Tensor]]:
+    """Per-example gradients of one matrix (R, C), of 4 rows of 128 tokens: formed, by two factors, and by sketches."""
+    u, v = torch.randn(4, TOKENS // 4, rows), torch.randn(4, TOKENS // 4, columns)
+    shapes = {"w": (rows, columns)}
+
+    def of(sketch: MatrixSketch) -> Callable[[], Tensor]:
+        return lambda: sketch.product("w", sketch.narrow("w", ROWS, u), sketch.narrow("w", COLUMNS, v))
+
+    sketches = {f"D={d}": make_tensor_sketch(shapes, d, 0, worth=-1, wider=1) for d in (128, 256, 512, 1024)}
+    return {
+        "formed": lambda: torch.bmm(u.mT, v), "factors": of(make_factors(shapes, 256, 0)),
+        **{name: of(sketch) for name, sketch in sketches.items()},
+    }  # fmt: skip
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread")
     for dimension in (1024, 8192):
@@ -78,6 +98,10 @@ def main() -> None:
             print(f"projection d={dimension:<5} {name:26} {nanoseconds(work, EXAMPLES * COORDINATES):6.2f} ns")
     for name, work in adam_directions().items():
         print(f"Adam's direction   {name:26} {nanoseconds(work, EXAMPLES * 128 * 576, 20):6.2f} ns")
+    for shape in ((256, 256), (688, 256), (576, 128), (576, 576), (1536, 576), (2048, 2048)):
+        times = {name: nanoseconds(work, TOKENS, 7) / 1000 for name, work in gradients(*shape).items()}
+        line = "   ".join(f"{name} {time:6.2f}" for name, time in times.items())
+        print(f"gradient of {shape[0]:4} × {shape[1]:4}, µs a token   {line}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,13 @@ def main() -> None:
         for budget in BUDGETS:
             line = f"  budget {budget:6,}"
             for way in (random, filled, plan_batches):
+                start = time.perf_counter()
                 batches = [batch for shard in shards(len(lengths)) for batch in way(shard, lengths, budget)]
+                spent = (time.perf_counter() - start) / len(shards(len(lengths))) * 1000
                 padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
                 name = "planned" if way is plan_batches else way.__name__
                 line += f"   {name} {1 - lengths.sum() / padded:5.1%} in {len(batches):4}"
-            print(line)
+            print(f"{line}   ({spent:.0f} ms a shard to plan)")
 
 
 if __name__ == "__main__":

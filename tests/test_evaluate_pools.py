@@ -24,8 +24,9 @@ from experiments.pools.items import (
     sharegpt_items,
 )
 from experiments.pools.mixed import make_mixed, question_key, row, split_items
+from experiments.pools.players import chosen_score, chosen_success, success
 from experiments.pools.policy import make_policy
-from experiments.pools.textgames import Game, State, chosen_score, chosen_success, make_textgames, open_games, success
+from experiments.pools.textgames import Game, State, make_textgames, open_games
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pursuit.gradients.sketch import reduced
 from pursuit.settings import settings_from
 from test_extract import EXACT, LENGTHS, Rows, TwoCheckpoints, features_of, run
 from test_gradients import batch_of, one_at_a_time, random_examples, with_lora
-from test_projection import low_rank_gradients, mean_error
+from test_projection import low_rank_gradients, mean_error, unbiased_error
 from tiny import CONFIGS, tiny_model
 
 
@@ -204,18 +205,11 @@ def test_signs_of_a_gradient_that_is_never_formed_are_refused():
 
 def test_it_is_unbiased_and_its_error_shrinks_with_the_root_of_the_width():
     """Of inner products of unit rows; dense signs of as many numbers err less, as the docs say."""
-    unit = low_rank_gradients()
-    unit = unit / unit.norm(dim=1, keepdim=True)
-    exact, upper = unit @ unit.T, torch.triu_indices(16, 16, offset=1)
-    errors, seeds = {}, 200
-    for width in (8, 32):
-        found = []
-        for seed in range(seeds):
-            factors = make_factors({"w": (64, 96)}, width * width, seed, least=1)
-            rows = reduced(factors, "w", unit.view(-1, 64, 96)).flatten(1)
-            found.append((rows @ rows.T - exact)[upper[0], upper[1]])
-        off = torch.stack(found)
-        assert (off.mean(dim=0).abs() <= 4.5 * off.std(dim=0) / seeds**0.5).all()
-        errors[width] = float(off.abs().mean())
+
+    def narrow(width, seed):
+        factors = make_factors({"w": (64, 96)}, width * width, seed, least=1)
+        return lambda unit: reduced(factors, "w", unit.view(-1, 64, 96)).flatten(1)
+
+    errors = {width: unbiased_error(partial(narrow, width)) for width in (8, 32)}
     assert 1.5 < errors[8] / errors[32] < 2.7
     assert errors[32] > mean_error(low_rank_gradients(), "rademacher", 1024, range(40))

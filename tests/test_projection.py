@@ -54,6 +54,20 @@ def mean_error(matrix, method, dimension, seeds=range(150)):
     return float(torch.stack(errors).mean())
 
 
+def unbiased_error(project_of, seeds=200):
+    """Mean error of inner products of unit low-rank rows under `project_of(seed)`; it must be zero on average."""
+    unit = low_rank_gradients()
+    unit = unit / unit.norm(dim=1, keepdim=True)
+    exact, upper = unit @ unit.T, torch.triu_indices(16, 16, offset=1)
+    found = []
+    for seed in range(seeds):
+        rows = project_of(seed)(unit)
+        found.append((rows @ rows.T - exact)[upper[0], upper[1]])
+    off = torch.stack(found)
+    assert (off.mean(dim=0).abs() <= 4.5 * off.std(dim=0) / seeds**0.5).all()
+    return float(off.abs().mean())
+
+
 @pytest.mark.parametrize("dimension", [64, 500, 1024])
 @pytest.mark.parametrize("make", [low_rank_gradients, one_direction, gaussian])
 def test_sparse_is_as_good_as_dense_rademacher(make, dimension):

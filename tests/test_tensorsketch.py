@@ -21,7 +21,7 @@ from pursuit.settings import settings_from
 from test_extract import EXACT, LENGTHS, Rows, TwoCheckpoints, features_of, run
 from test_factors import assert_close, captured, shapes_of
 from test_gradients import batch_of, one_at_a_time, random_examples, with_lora
-from test_projection import low_rank_gradients, mean_error
+from test_projection import low_rank_gradients, mean_error, unbiased_error
 from tiny import CONFIGS, tiny_model
 
 
@@ -115,23 +115,15 @@ def test_chunks_are_shifted_and_added(size, numbers, seed):
 
 def test_it_is_unbiased_and_nearly_as_exact_as_dense_signs():
     """Of inner products of unit rows of low rank: the error falls with the root of D."""
-    unit = low_rank_gradients()
-    unit = unit / unit.norm(dim=1, keepdim=True)
-    exact, upper = unit @ unit.T, torch.triu_indices(16, 16, offset=1)
-    errors, seeds = {}, 200
-    for numbers in (128, 1024):
-        found = []
-        for seed in range(seeds):
-            sketch = make_tensor_sketch({"w": (64, 96)}, numbers, seed, worth=-1)
-            assert sketch.sizes["w"] == numbers
-            rows = reduced(sketch, "w", unit.view(-1, 64, 96))
-            found.append((rows @ rows.T - exact)[upper[0], upper[1]])
-        off = torch.stack(found)
-        assert (off.mean(dim=0).abs() <= 4.5 * off.std(dim=0) / seeds**0.5).all()
-        errors[numbers] = float(off.abs().mean())
+
+    def narrow(numbers, seed):
+        sketch = make_tensor_sketch({"w": (64, 96)}, numbers, seed, worth=-1)
+        assert sketch.sizes["w"] == numbers
+        return lambda unit: reduced(sketch, "w", unit.view(-1, 64, 96))
+
+    errors = {numbers: unbiased_error(partial(narrow, numbers)) for numbers in (128, 1024)}
     assert 2.3 < errors[128] / errors[1024] < 3.5  # √8
-    dense = mean_error(low_rank_gradients(), "rademacher", 1024, range(40))
-    assert errors[1024] <= 2 * dense
+    assert errors[1024] <= 2 * mean_error(low_rank_gradients(), "rademacher", 1024, range(40))
 
 
 @given(seed=st.integers(0, 10**6))

@@ -13,8 +13,8 @@ from experiments.textgames.setting import TRAINING, held_out
 from pursuit.finetune import FineTune
 
 PLAYED_STEPS = 200
-PLAYERS = ("experiments.pools.textgames:success", "experiments.pools.textgames:score")
-CHOOSERS = ("success=experiments.pools.textgames:chosen_success", "score=experiments.pools.textgames:chosen_score")
+PLAYERS = ("experiments.pools.players:success", "experiments.pools.players:score")
+CHOOSERS = ("success=experiments.pools.players:chosen_success", "score=experiments.pools.players:chosen_score")
 READER = Sizes(kinds=TARGETS, train_games=120, other_games=400, eval_games=20)
 READER_TRAINING = FineTune(
     max_steps=3000, batch_size=16, learning_rate=1e-3, schedule="cosine", micro_batch_tokens=2048, seed=0

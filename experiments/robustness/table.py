@@ -62,8 +62,11 @@ def _scores(columns: Record) -> Iterator[str]:
 def _about(record: Record) -> str:
     machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    seeds = len(record["seeds"])
+    command = f"python -m experiments.robustness --studies {record['study']}"
+    command += "" if seeds == 3 else f" --seeds {seeds}"
     return (
-        f"Made by `python -m experiments.robustness --studies {record['study']}`; all numbers are in "
+        f"Made by `{command}`; all numbers are in "
         f"`robustness-{record['study']}.json`. A small CPU setting, not the papers' scale.\n\n"
         f"- {record['about']}\n"
         "- What is not named is as in [textgames.md](textgames.md) or [mixed.md](mixed.md), 5 % of the pool; gradients "
