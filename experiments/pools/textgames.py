@@ -145,13 +145,22 @@ def open_games() -> Iterator[Games]:
         games._world.close()
 
 
-def make_textgames(out: Path, kinds: Sequence[str], train_games: int, eval_games: int) -> Path:
+def make_textgames(
+    out: Path, kinds: Sequence[str], train_games: int, eval_games: int, played_games: int | None = None
+) -> Path:
     """Write pool.jsonl (steps of train games), eval.jsonl and target.jsonl (steps of dev games), games.jsonl (first
     steps of test games, which are to be played) and about.json; the same bytes for the same arguments.
 
     No prompt of eval.jsonl, target.jsonl or games.jsonl stands in pool.jsonl. `source` is the kind of the game.
+
+    Args:
+        out: folder for the files.
+        kinds: of games, those of `KINDS`.
+        train_games, eval_games, played_games: of each kind: in pool.jsonl, in eval.jsonl, and in games.jsonl (as many
+            as in eval.jsonl if not given).
     """
-    folds = {"games": (PLAYED, 0, eval_games), "eval": ("dev", 0, eval_games),
+    played = eval_games if played_games is None else played_games
+    folds = {"games": (PLAYED, 0, played), "eval": ("dev", 0, eval_games),
              "target": ("dev", eval_games, eval_games + TARGET_GAMES), "pool": ("train", 0, train_games)}  # fmt: skip
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in folds}
     held: set[str] = set()
@@ -170,7 +179,7 @@ def make_textgames(out: Path, kinds: Sequence[str], train_games: int, eval_games
     for name, lines in rows.items():
         write_text(out / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     about = {"rows": {name: len(lines) for name, lines in rows.items()}, "kinds": {kind: KINDS[kind] for kind in kinds},
-             "train_games": train_games, "eval_games": eval_games}  # fmt: skip
+             "train_games": train_games, "eval_games": eval_games, "played_games": played}  # fmt: skip
     write_json(out / "about.json", about)
     return out
 

@@ -15,7 +15,7 @@ from pursuit.finetune import FineTune
 PLAYED_STEPS = 200
 PLAYERS = ("experiments.pools.players:success", "experiments.pools.players:score")
 CHOOSERS = ("success=experiments.pools.players:chosen_success", "score=experiments.pools.players:chosen_score")
-READER = Sizes(kinds=TARGETS, train_games=120, other_games=400, eval_games=20)
+READER = Sizes(kinds=TARGETS, train_games=120, other_games=400, eval_games=20, played_games=80)
 READER_TRAINING = FineTune(
     max_steps=3000, batch_size=16, learning_rate=1e-3, schedule="cosine", micro_batch_tokens=2048, seed=0
 )
@@ -51,7 +51,7 @@ def played_reader(folders: Folders) -> Study:
     return Study(
         "Text games of three kinds (120 games each, with wrong answers and copies as before), learnt by a Llama of 0.9 "
         f"million weights that had {READER_TRAINING.max_steps:,} steps of 16 on five other kinds. {PLAYED_STEPS} steps "
-        "at half of the usual rate, then twenty unseen games of each kind are played; each action is the likeliest of "
+        "at half of the usual rate, then eighty unseen games of each kind are played; each action is the likeliest of "
         "those that the game understands. *success* is the share that is won, *score* the mean of the games' own "
         "scores; *loss* and *exact* are of steps of other unseen games and of these games' first steps.",
         {"three kinds": {"": (games.run(), comparison)}},

@@ -44,7 +44,8 @@ class Sizes:
         other_games: of each of `OTHERS`, which train the model to start from instead, if there are any.
         clean, wrong, copies: rows of the pool.
         eval_rows: held-out rows of each kind, at most.
-        eval_games: of each kind, whose steps are held out, and as many others to be played.
+        eval_games: of each kind, whose steps are held out.
+        played_games: of each kind, others, to be played; as many as those if not given.
         max_length: tokens of a row.
     """
 
@@ -57,6 +58,7 @@ class Sizes:
     copies: int = 250
     eval_rows: int = 30
     eval_games: int = 10
+    played_games: int | None = None
     max_length: int = 512
 
 
@@ -68,7 +70,7 @@ def make_data(folder: Path, sizes: Sizes, seed: int = 0) -> Path:
     """
     if (folder / "about.json").exists():
         return folder
-    games = make_textgames(folder / "games", sizes.kinds, sizes.train_games, sizes.eval_games)
+    games = make_textgames(folder / "games", sizes.kinds, sizes.train_games, sizes.eval_games, sizes.played_games)
     first, rest = _split(_read(games / "pool.jsonl"), 0 if sizes.other_games else sizes.first_games)
     if sizes.other_games:
         first = _read(make_textgames(folder / "others", OTHERS, sizes.other_games, OTHER_EVAL) / "pool.jsonl")
