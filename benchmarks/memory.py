@@ -96,7 +96,8 @@ def selection(rows: int) -> dict[str, float]:
 
     from pursuit.files import write_json
     from pursuit.selectors import Tagcos
-    from pursuit.store.features import FeatureStore, write_shard
+    from pursuit.store.features import FeatureStore
+    from pursuit.store.shard_files import write_shard
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -2,16 +2,17 @@
 
     python -m benchmarks.padding --model FOLDER --pool POOL.jsonl [POOL.jsonl …]
 
-Shards of 512 rows, as extraction takes them, and budgets of padded tokens. "random": rows in order, as many as fit a
-budget on average, as a data loader makes them. "filled": sorted by length, every batch filled to its budget. "planned":
-as `plan_batches` cuts them. Nothing is run through a model.
+The share of padding among all tokens, and how full a batch is on average, by the budget of padded tokens. "random":
+rows in order, as many as fit a budget on average, as a data loader makes them. "filled": sorted by length within 512
+rows, every batch filled to its budget. "planned": as `plan_batches` cuts them, within shards of so many rows
+(extraction takes 512 to 8,192, by the pool's rows). Nothing is run through a model.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ from pursuit.batches import plan_batches
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
-from pursuit.recipes import Recipe
 
-BUDGETS = (1024, 2048, 8192, 16384)
+BUDGETS = (1024, 2048, 8192, 16384, 65536)
+SIZES = (512, 2048, 8192)
+Way = Callable[[list[int], NDArray[np.int32], int], list[list[int]]]
 
 
-def shards(rows: int) -> list[list[int]]:
+def shards(rows: int, size: int) -> list[list[int]]:
     """As extraction cuts them."""
-    size = Recipe.shard_rows
     return [list(range(begin, min(rows, begin + size))) for begin in range(0, rows, size)]
 
 
@@ -50,7 +51,7 @@ def filled(rows: list[int], lengths: NDArray[np.int32], budget: int) -> list[lis
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="whose tokenizer counts")
     parser.add_argument("--pool", required=True, nargs="+")
@@ -60,16 +61,20 @@ def main() -> None:
             encoder = Encoder(load_tokenizer(asked.model), chat_template="chatml")
             lengths = encode_pool(Pool([pool], on_bad_row="skip"), encoder, Path(folder) / "encoded").lengths
         print(f"{pool}: {len(lengths):,} rows of {lengths.min()} to {lengths.max()} tokens, mean {lengths.mean():.0f}")
-        for budget in BUDGETS:
-            line = f"  budget {budget:6,}"
-            for way in (random, filled, plan_batches):
-                start = time.perf_counter()
-                batches = [batch for shard in shards(len(lengths)) for batch in way(shard, lengths, budget)]
-                spent = (time.perf_counter() - start) / len(shards(len(lengths))) * 1000
-                padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-                name = "planned" if way is plan_batches else way.__name__
-                line += f"   {name} {1 - lengths.sum() / padded:5.1%} in {len(batches):4}"
-            print(f"{line}   ({spent:.0f} ms a shard to plan)")
+        for name, way, size in WAYS:
+            print(f"  {name:18}" + "".join(f"{_cell(way, size, lengths, budget):>22}" for budget in BUDGETS))
+
+
+def _cell(way: Way, size: int, lengths: NDArray[np.int32], budget: int) -> str:
+    batches = [batch for shard in shards(len(lengths), size) for batch in way(shard, lengths, budget)]
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    return f"{1 - lengths.sum() / padded:5.1%}, {padded / len(batches) / budget:3.0%} full"
+
+
+WAYS: tuple[tuple[str, Way, int], ...] = (
+    ("random", random, 512), ("filled", filled, 512),
+    *((f"planned, {size:,}", plan_batches, size) for size in SIZES),
+)  # fmt: skip
 
 
 if __name__ == "__main__":

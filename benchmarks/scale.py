@@ -31,7 +31,8 @@ import torch
 
 from pursuit.files import write_json
 from pursuit.selectors import Gtp, Tagcos
-from pursuit.store.features import FeatureStore, write_shard
+from pursuit.store.features import FeatureStore
+from pursuit.store.shard_files import write_shard
 
 SHARD_ROWS = 10_000
 CLUSTERS = 200

@@ -22,6 +22,13 @@ OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "less": {"preconditioner": "less"},
     "no-momentum-both": {"momentum": False, "target_preconditioner": "same"},
     "256-numbers": {"momentum": False, "target_preconditioner": "auto", "dimension": 256},
+    "256-tensorsketch": {
+        "momentum": False,
+        "target_preconditioner": "auto",
+        "dimension": 256,
+        "projection": "tensorsketch",
+    },
+    "256-factored": {"momentum": False, "target_preconditioner": "auto", "dimension": 256, "projection": "factored"},
     "signs": {"momentum": False, "target_preconditioner": "auto", "dtype": "bits"},
 }
 ALIKE = {"default": "no-momentum", "no-momentum-both": "no-momentum"}  # only the target's rows differ

@@ -20,7 +20,8 @@ from pursuit.errors import StoreError
 from pursuit.gradients.shards import begin_store
 from pursuit.selectors import Less, Tagcos
 from pursuit.store.codecs import decode, empty_rows, encode, row_bytes
-from pursuit.store.features import Features, FeatureStore, shard_is_whole, write_shard
+from pursuit.store.features import Features, FeatureStore
+from pursuit.store.shard_files import shard_is_whole, write_shard
 
 CODES = ["int8", "bits"]
 LENGTHS = [5, 9, 17, 3, 12, 8, 8, 21, 6, 14, 2]

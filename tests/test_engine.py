@@ -14,7 +14,8 @@ import torch
 from pursuit.engine import LOCAL, engine_for
 from pursuit.errors import RunError, SettingsError
 from pursuit.files import write_json
-from pursuit.store.features import COLUMNS, Features, FeatureStore, write_shard
+from pursuit.store.features import Features, FeatureStore
+from pursuit.store.shard_files import COLUMNS, write_shard
 
 
 def test_this_process_works_in_order_and_tells_of_progress():

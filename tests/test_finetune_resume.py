@@ -22,13 +22,13 @@ KINDS = ("adamw_torch", "adafactor", "sgd", "infobatch", "optbatch")
 
 def train(kind: str, folder: Path) -> None:
     """Six weighted steps with dropout, a save after each."""
+    from pursuit import pace
     from pursuit.finetune import FineTune, finetune
     from pursuit.models.loading import Lora, prepare_trainable
-    from pursuit.training import recorder
     from test_trajectory import Rows
     from tiny import tiny_model
 
-    recorder.SAVING_SHARE = 0
+    pace.SAVING_SHARE = 0
     selection = None
     if kind in ("infobatch", "optbatch"):
         from pursuit.online import batch_selection

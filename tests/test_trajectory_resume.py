@@ -23,13 +23,13 @@ RENAMES = (1, 2, 4, 6, 8, 11, 15)
 
 def train(folder: Path) -> None:
     """Five steps with dropout, a save after each; checkpoints are kept at 2 and 5."""
+    from pursuit import pace
     from pursuit.models.loading import Lora, prepare_trainable
-    from pursuit.training import recorder
     from pursuit.warmup import WarmUp, warm_up
     from test_trajectory import Rows
     from tiny import tiny_model
 
-    recorder.SAVING_SHARE = 0
+    pace.SAVING_SHARE = 0
     model = prepare_trainable(tiny_model("gpt2"), lora=Lora(rank=4, alpha=16, dropout=0.1))
     settings = WarmUp(
         checkpoint_steps=(2, 5), batch_size=8, sample=20, epochs=2, learning_rate=1e-2, micro_batch_tokens=100,

@@ -62,6 +62,17 @@ def warmups(folders: Folders) -> Study:
     )
 
 
+def projections(folders: Folders) -> Study:
+    """Gradients that are never formed."""
+    games = Games.made(folders.textgames)
+    kinds = {"sparse": "256-numbers", "tensorsketch": "256-tensorsketch", "factored": "256-factored"}
+    return Study(
+        "Text games: all weights' gradients brought to d = 256 in three ways; tensorsketch and factored never form "
+        "those of the matrices. (At d = 2,048, as elsewhere, this model's matrices are too small to be worth it.)",
+        {goal: {label: (games.run(kind), games.comparison(goal)) for label, kind in kinds.items()} for goal in GOALS},
+    )  # fmt: skip
+
+
 def budgets(folders: Folders) -> Study:
     """From half a percent to a fifth."""
     games = Games.made(folders.textgames)

@@ -14,6 +14,8 @@ from pursuit.errors import SettingsError
 Preconditioner = Literal["sgd", "sign", "less", "adam"]
 ProjectionKind = Literal["sparse", "rademacher", "tensorsketch", "factored", "none"]
 StoredType = Literal["float16", "bfloat16", "float32", "int8", "bits"]
+SHORTEST_SHARD, LONGEST_SHARD, SHARDS = 512, 8192, 32
+SHARD_BYTES = 1 << 28
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -104,7 +106,7 @@ class Recipe:
         dimension: d of the projection (ignored by "none").
         dtype: of the stored rows, see `pursuit.store.codecs`.
         batch_tokens: padded tokens a batch, which bounds the memory of the pass.
-        shard_rows: rows of a shard: what a crash can lose.
+        shard_rows: rows of a shard, within which batches are sorted by length; None: see `rows_a_shard`.
     """
 
     dimension: int = 8192
@@ -114,4 +116,17 @@ class Recipe:
     seed: int = 0
     dtype: StoredType = "float16"
     batch_tokens: int = 2048
-    shard_rows: int = 512
+    shard_rows: int | None = None
+
+    def rows_a_shard(self, rows: int) -> int:
+        """Rows of a shard, of a pool of so many [ours].
+
+        The more, the less is padded, as a batch's rows are taken from one shard; the fewer, the more evenly several
+        machines share them. So 32 or more shards a pool, of 512 to 8,192 rows and at most 256 MiB, a power of two.
+        """
+        if self.shard_rows is not None:
+            return self.shard_rows
+        if self.projection == "none":  # a row may be of any size
+            return SHORTEST_SHARD
+        most = max(SHORTEST_SHARD, min(rows // SHARDS, LONGEST_SHARD, SHARD_BYTES // (4 * self.dimension)))
+        return 1 << (most.bit_length() - 1)

@@ -28,7 +28,7 @@ from pursuit.store.features import FeatureStore
 
 def embed(
     model: nn.Module, encoded: EncodedRows, folder: Path, *, provenance: Mapping[str, Any],
-    dtype: StoredType = Recipe.dtype, batch_tokens: int = Recipe.batch_tokens, shard_rows: int = Recipe.shard_rows,
+    dtype: StoredType = Recipe.dtype, batch_tokens: int = Recipe.batch_tokens, shard_rows: int = 512,
     shards: Iterable[int] | None = None, describe: str = "embeddings",
 ) -> FeatureStore:  # fmt: skip
     """Fill a feature store of one checkpoint with the rows' embeddings and losses; what already stands whole is kept.

@@ -123,7 +123,7 @@ def open_store(
 ) -> FeatureStore:  # fmt: skip
     """Open the store in a folder, or begin one; refuse one made otherwise."""
     return begin_store(
-        folder, len(encoded), dimension, weights, dtype=recipe.dtype, shard_rows=recipe.shard_rows,
+        folder, len(encoded), dimension, weights, dtype=recipe.dtype, shard_rows=recipe.rows_a_shard(len(encoded)),
         provenance=_provenance(recipe, dimension, provenance),
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Filling a feature store: what the pass for gradients and the pass for embeddings share.
 
 The unit of work is one shard at one checkpoint. Batches are planned within a shard, so a pass that was killed, or split
-over several machines, makes the same batches and the same bits.
+over several machines, makes the same batches and the same bits. A kill loses a minute: of a longer shard the finished
+rows are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pursuit.files import fingerprint, one_at_a_time, read_json, write_json
 from pursuit.progress import Advance, progress, say
 from pursuit.store.codecs import empty_rows, encode
 from pursuit.store.features import FeatureStore
+from pursuit.store.shard_files import UnfinishedShard
 
 Compute = Callable[[list[int]], Mapping[str, Tensor]]  # rows of one batch → the store's tensors for them
 
@@ -85,29 +87,36 @@ def fill_store(
     missing = store.missing(wanted)
     mine = [store.shard_range(shard) for shard in range(store.num_shards) if wanted is None or shard in wanted]
     total = store.num_checkpoints * sum(map(len, mine))
-    left = sum(len(store.shard_range(shard)) for _, shard in missing)
     prepared = -1
-    with progress(describe, total, "rows", done=total - left) as advance:
+    with progress(describe, total, "rows", done=total - store.rows_left(missing)) as advance:
         for checkpoint, shard in missing:
             if checkpoint != prepared:
                 compute = at(checkpoint)
                 prepared = checkpoint
-            tensors = shard_tensors(store, encoded, store.shard_range(shard), compute, batch_tokens, advance)
-            store.write(checkpoint, shard, tensors)
+            make_shard(store, checkpoint, shard, encoded, compute, batch_tokens, advance)
 
 
-def shard_tensors(
-    store: FeatureStore, encoded: EncodedRows, rows: range, compute: Compute, batch_tokens: int, advance: Advance
-) -> dict[str, Tensor]:
-    """The tensors of consecutive rows as the store keeps them; batches are halved where memory runs out."""
-    count, manifest = len(rows), store.manifest
+def make_shard(
+    store: FeatureStore, checkpoint: int, shard: int, encoded: EncodedRows, compute: Compute, batch_tokens: int,
+    advance: Advance,
+) -> None:  # fmt: skip
+    """Make one shard and write it; batches are halved where memory runs out.
+
+    What is made of it is kept now and then, and an earlier start's rows are not made again: batches are planned as if
+    there were none, so that the others come out the same.
+    """
+    rows, manifest = store.shard_range(shard), store.manifest
+    count = len(rows)
     tensors = {
         **empty_rows(count, manifest["dimension"], manifest["dtype"]),
         "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
     }  # fmt: skip
+    unfinished = UnfinishedShard(store.shard_path(checkpoint, shard), tensors, manifest["provenance_digest"])
     pending = plan_batches(rows, encoded.lengths, batch_tokens)[::-1]
     while pending:
-        batch = pending.pop()
+        batch = [row for row in pending.pop() if not unfinished.done[row - rows.start]]
+        if not batch:
+            continue
         try:
             found = compute(batch)
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -116,8 +125,9 @@ def shard_tensors(
         places = torch.tensor([row - rows.start for row in batch])
         for name, values in {**found, **encode(found["features"], manifest["dtype"])}.items():
             tensors[name][places] = values.to(tensors[name].dtype)
+        unfinished.made(places)
         advance(len(batch))
-    return tensors
+    store.write(checkpoint, shard, tensors)
 
 
 def _halve(batch: list[int], pending: list[list[int]], encoded: EncodedRows, error: BaseException) -> None:

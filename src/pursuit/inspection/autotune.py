@@ -30,6 +30,7 @@ DIMENSIONS = (512, 1024, 2048, 4096, 8192, 16384)
 ENOUGH = 0.95  # correlation of inner products between two seeds
 ADDED = 0.1  # a code may add this share of the projection's mean square error
 BATCH_TOKENS = (512, 1024, 2048, 4096, 8192)
+LARGER = (16384, 32768, 65536)  # on a GPU, whose memory says when it is full; a computer's may take the process away
 CODES: tuple[StoredType, ...] = ("bits", "int8", "float16")
 
 
@@ -66,10 +67,11 @@ def _rates(
     left out once memory or time is out."""
     sketch, projection = projections(model, recipe)
     direction = Preconditioning("sgd", None, device=next(model.parameters()).device, sketch=sketch)
-    shard = order[: recipe.shard_rows].tolist()
+    shard = order[: recipe.rows_a_shard(len(encoded))].tolist()
     rates: dict[int, float] = {}
     begun = time.perf_counter()
-    for size in BATCH_TOKENS:
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    for size in BATCH_TOKENS + (LARGER if on_gpu else ()):
         batches = plan_batches(shard, encoded.lengths, size)
         batch = batches[len(batches) // 2]
         tokens = len(batch) * int(encoded.lengths[batch[0]])

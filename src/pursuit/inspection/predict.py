@@ -93,8 +93,8 @@ def _seconds(
 
 def planned_batches(lengths: NDArray[np.int32], recipe: Recipe) -> Batches:
     """The batches of one checkpoint, as extraction plans them shard by shard."""
-    rows = len(lengths)
-    shards = [range(start, min(rows, start + recipe.shard_rows)) for start in range(0, rows, recipe.shard_rows)]
+    rows, size = len(lengths), recipe.rows_a_shard(len(lengths))
+    shards = [range(start, min(rows, start + size)) for start in range(0, rows, size)]
     return [batch for shard in shards for batch in plan_batches(shard, lengths, recipe.batch_tokens)]
 
 

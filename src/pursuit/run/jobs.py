@@ -136,8 +136,7 @@ def _rows_done(folder: Path) -> int:
     if not (folder / "manifest.json").exists():
         return 0
     store = FeatureStore(folder)
-    absent = sum(len(store.shard_range(shard)) for _, shard in store.absent())
-    return store.num_rows * store.num_checkpoints - absent
+    return store.num_rows * store.num_checkpoints - store.rows_left(store.absent())
 
 
 def main() -> None:

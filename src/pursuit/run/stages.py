@@ -187,7 +187,7 @@ class Stages:
         store = finished_embeddings(folder, len(encoded), provenance=provenance, dtype=recipe.dtype)
         return store or embed(
             self.given.base_model, encoded, folder, provenance=provenance, dtype=recipe.dtype,
-            batch_tokens=recipe.batch_tokens, shard_rows=recipe.shard_rows, describe=describe,
+            batch_tokens=recipe.batch_tokens, shard_rows=recipe.rows_a_shard(len(encoded)), describe=describe,
         )  # fmt: skip
 
     def store(self, number: int, trajectory: Trajectory) -> FeatureStore:
@@ -243,7 +243,7 @@ class Stages:
             rows, recipe = self._encoded[index], self.settings.feature_recipe()
             if self.settings.store:
                 set_mirror(part.features, f"{self.settings.store}/{part.name}")
-            count = -(-len(rows) // recipe.shard_rows)
+            count = -(-len(rows) // recipe.rows_a_shard(len(rows)))
             mine = [shard for shard in range(count) if (first + shard) % of == number - 1]
             extract(
                 self.given.model, trajectory, rows, part.features, recipe, provenance=self.provenance(rows, trajectory),

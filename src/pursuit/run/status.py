@@ -84,7 +84,7 @@ def _part(part: Part, settings: Settings, checkpoints: int, verify: bool) -> Par
     try:
         store = FeatureStore(part.features)
     except StoreError:
-        shards = 0 if rows is None else -(-rows // settings.features.shard_rows)
+        shards = 0 if rows is None else -(-rows // settings.feature_recipe().rows_a_shard(rows))
         everything = [(checkpoint, shard) for checkpoint in range(checkpoints) for shard in range(shards)]
         return PartStatus(part.name, rows, None, everything, shards)
     missing = store.missing() if verify else store.absent()

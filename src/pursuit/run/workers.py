@@ -11,7 +11,7 @@ from typing import Any
 from pursuit.encoding import EncodedPool
 from pursuit.engine import Engine
 from pursuit.gradients.extract import open_store, prepare
-from pursuit.gradients.shards import Compute, shard_tensors
+from pursuit.gradients.shards import Compute, make_shard
 from pursuit.progress import Advance, progress
 from pursuit.recipes import Recipe
 from pursuit.run.folder import RunFolder
@@ -37,9 +37,8 @@ def fill_on(engine: Engine, run: RunFolder, settings: Settings) -> Fill:
             dimension = next(iter(engine.map(maker.dimension, [0])))
         store = open_store(folder, encoded, weights, recipe, dimension, provenance)
         missing = store.missing()
-        left = sum(len(store.shard_range(shard)) for _, shard in missing)
         total = store.num_checkpoints * store.num_rows
-        with progress(describe, total, "rows", done=total - left) as advance:
+        with progress(describe, total, "rows", done=total - store.rows_left(missing)) as advance:
             for _ in engine.map(maker, missing, advance):
                 pass
 
@@ -71,10 +70,8 @@ class ShardMaker:
     def __call__(self, unit: tuple[int, int], advance: Advance) -> None:
         """Make one shard and write it."""
         checkpoint, shard = unit
-        store, rows = self._store, self._rows
         compute = self._at(checkpoint)
-        tensors = shard_tensors(store, rows, store.shard_range(shard), compute, self.recipe.batch_tokens, advance)
-        store.write(checkpoint, shard, tensors)
+        make_shard(self._store, checkpoint, shard, self._rows, compute, self.recipe.batch_tokens, advance)
 
     def dimension(self, _: int) -> int:
         """d."""

@@ -11,13 +11,13 @@ Layout of a store folder:
         losses          (n,)    float32, mean response loss in nats a token
 
 A shard is written beside and renamed, and carries the SHA-256 of its tensors in its header: it is there whole, or it
-is found out.
+is found out. Of a shard that takes more than a minute the rows made so far lie in 00000.unfinished.safetensors, with a
+column `done`, and go when it stands.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from pursuit.engine import LOCAL, Engine
 from pursuit.errors import StoreError
-from pursuit.files import read_json, tensor_metadata, write_tensors
+from pursuit.files import read_json
 from pursuit.store.mirror import mirror_of
 from pursuit.store.rows import Average, RowMatrix, Sharded, ShardFiles
-
-SMALL = ("gradient_norms", "losses", "norms")  # a number a row
-COLUMNS = ("features", *SMALL)  # of every shard; codes have `scales` beside them
+from pursuit.store.shard_files import SMALL, rows_made, shard_is_whole, unfinished_path, write_shard
 
 
 class Features:
@@ -170,9 +168,10 @@ class FeatureStore:
         return range(shard * self.shard_rows, min(self.num_rows, (shard + 1) * self.shard_rows))
 
     def write(self, checkpoint: int, shard: int, tensors: dict[str, Tensor]) -> None:
-        """Write one shard, and copy it to the mirror if there is one."""
+        """Write one shard, and copy it to the mirror if there is one; what was kept of it while unfinished goes."""
         path = self.shard_path(checkpoint, shard)
         write_shard(path, tensors, self.manifest["provenance_digest"])
+        unfinished_path(path).unlink(missing_ok=True)
         if self.mirror is not None:
             self.mirror.push(path, self._name(path))
 
@@ -201,6 +200,10 @@ class FeatureStore:
             pair for pair, path in zip(pairs, paths, strict=True)
             if not path.exists() and self._name(path) not in there
         ]  # fmt: skip
+
+    def rows_left(self, pairs: Iterable[tuple[int, int]]) -> int:
+        """Rows of these (checkpoint, shard) pairs that are not made, counted once a checkpoint."""
+        return sum(len(self.shard_range(shard)) - rows_made(self.shard_path(number, shard)) for number, shard in pairs)
 
     def _stands(self, checkpoint: int, shard: int) -> bool:
         path, digest = self.shard_path(checkpoint, shard), self.manifest["provenance_digest"]
@@ -235,25 +238,6 @@ class FeatureStore:
         return Features(matrices, weights, rows, gradient_norms, losses, norms)
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor], provenance_digest: str) -> None:
-    """Write one shard with the digest of its content and of the settings that made it."""
-    digest = _content_digest(tensors)
-    write_tensors(path, tensors, {"content": digest, "provenance": provenance_digest})
-
-
-def shard_is_whole(path: Path, provenance_digest: str) -> bool:
-    """Whether a shard stands, undamaged, and was made with these settings."""
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = tensor_metadata(handle)
-            if metadata.get("provenance") != provenance_digest:
-                return False
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            return tensors.keys() >= set(COLUMNS) and metadata.get("content") == _content_digest(tensors)
-    except (OSError, SafetensorError, ValueError):
-        return False
-
-
 def _columns(paths: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
     """The columns of numbers, (N,) each, of all shards of a checkpoint."""
     parts: dict[str, list[Tensor]] = {name: [] for name in SMALL}
@@ -262,11 +246,3 @@ def _columns(paths: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
             for name, found in parts.items():
                 found.append(handle.get_tensor(name).clone())  # so that no mapping of the file stays
     return {name: torch.cat(found).numpy() for name, found in parts.items()}
-
-
-def _content_digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of all tensors' bytes, in the order of their names."""
-    digest = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from pursuit.errors import ModelError
-
-SAVING_SHARE = 20  # a recovery checkpoint is written at most once in this many times the seconds that writing takes
+from pursuit.pace import Pace
 
 
 class Recorder(TrainerCallback, ABC):
@@ -34,9 +32,8 @@ class Recorder(TrainerCallback, ABC):
     ) -> None:  # fmt: skip
         self.folder, self.begun_at, self.micro_batch_tokens = folder, begun_at, micro_batch_tokens
         self.losses, self.learning_rates = list(losses), list(learning_rates)
-        self.pause_seconds = pause_seconds
         self.advance: Callable[[float], None] = lambda steps: None
-        self.saved_at, self.saving_took = time.monotonic(), 0.0
+        self._pace = Pace(pause_seconds)
 
     @abstractmethod
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -70,12 +67,9 @@ class Recorder(TrainerCallback, ABC):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(1)
-        begun = time.monotonic()
-        pause = max(self.pause_seconds, SAVING_SHARE * self.saving_took)
-        if self.keeps(state.global_step) or begun - self.saved_at >= pause:
-            self.save(state.global_step, kwargs["model"], kwargs["optimizer"])
-            self.saved_at = time.monotonic()
-            self.saving_took = self.saved_at - begun
+        if self.keeps(state.global_step) or self._pace.due():
+            with self._pace.saving():
+                self.save(state.global_step, kwargs["model"], kwargs["optimizer"])
 
 
 def check_finite(name: str, step: int, tensors: Mapping[str, Tensor]) -> None:

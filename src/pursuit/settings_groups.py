@@ -1,0 +1,97 @@
+"""The parts of a run's settings: a new adapter, the warm-up, the features."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pursuit.recipes import Lora, Preconditioner, ProjectionKind, Recipe, StoredType, WarmUp
+
+
+def split_commas(value: Any) -> Any:
+    """`10,20` as well as a list."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not any(isinstance(item, str) for item in items):
+        return value
+    return [part.strip() for item in items for part in str(item).split(",") if part.strip()]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class LoraSettings(Group):
+    """A new LoRA adapter, whose weights are the coordinates of the gradients."""
+
+    rank: int = Field(Lora.rank, ge=1, description="Rank r of the adapter.")
+    alpha: int = Field(Lora.alpha, ge=1, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(Lora.dropout, ge=0, lt=1, description="Dropout on the adapter's input in the warm-up.")
+    targets: list[str] | None = Field(None, description="Layers to adapt; the attention projections if not given.")
+
+
+class WarmupSettings(Group):
+    """The warm-up run whose checkpoints are the trajectory."""
+
+    checkpoint_steps: list[int] | None = Field(
+        list(WarmUp.checkpoint_steps or ()), description="Optimizer steps at which a checkpoint is kept; the run stops "
+        "after the last. In YAML, null keeps one an epoch, as LESS does.",
+    )  # fmt: skip
+    epochs: int = Field(WarmUp.epochs, ge=1, description="Length of the run that the schedule spans.")
+    sample: float | int = Field(WarmUp.sample, gt=0, description="Share of the pool (0.05) or number of rows (2000).")
+    learning_rate: float = Field(WarmUp.learning_rate, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Learning-rate schedule."
+    )
+    warmup_ratio: float = Field(WarmUp.warmup_ratio, ge=0, lt=1, description="Share of the run in which it rises.")
+    weight_decay: float = Field(WarmUp.weight_decay, ge=0, description="AdamW's weight decay.")
+    betas: tuple[float, float] = Field(WarmUp.betas, description="AdamW's betas.")
+    eps: float = Field(WarmUp.eps, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(WarmUp.max_grad_norm, ge=0, description="Gradient clipping; 0 does not clip.")
+    batch_size: int = Field(WarmUp.batch_size, ge=1, description="Examples an optimizer step.")
+    micro_batch_tokens: int = Field(WarmUp.micro_batch_tokens, ge=1, description="Padded tokens in memory at once.")
+    seed: int | None = Field(None, description="Of sample, order and dropout; --seed at first if not given.")
+
+    @field_validator("checkpoint_steps", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return split_commas(value)
+
+
+class FeatureSettings(Group):
+    """How a gradient becomes a feature."""
+
+    dimension: int = Field(Recipe.dimension, ge=1, description="d, numbers kept of a gradient.")
+    projection: ProjectionKind = Field(
+        Recipe.projection,
+        description="sparse (fast), rademacher (dense, as published, slow), tensorsketch (for full weights: "
+        "gradients of large matrices are never formed), factored (the same, faster and far noisier), none (all "
+        "coordinates).",
+    )
+    preconditioner: Preconditioner = Field(
+        Recipe.preconditioner,
+        description="adam (the step Adam would take), less (as in LESS' released code), sgd (the gradient), sign.",
+    )
+    momentum: bool | None = Field(
+        None, description="Keep the momentum term, which all examples share; if not said, less keeps it, as in its "
+        "released code, and adam does not."
+    )  # fmt: skip
+    target_preconditioner: Literal["auto", "sgd", "same"] = Field(
+        "auto", description="Of the target's rows: sgd (their gradient, as in LESS), the same as the pool's, or auto: "
+        "the same for gtp and omp, which follow the target, sgd for the others."
+    )  # fmt: skip
+    dtype: StoredType = Field(
+        Recipe.dtype, description="Of the stored rows; int8 (a byte a number) takes half the room of float16, bits "
+        "(signs alone) a sixteenth.",
+    )  # fmt: skip
+    batch_tokens: int = Field(Recipe.batch_tokens, ge=1, description="Padded tokens a batch: bounds the memory.")
+    shard_rows: int | None = Field(
+        None, ge=1, description="Rows a shard, the unit of work; 512 to 8192 by the pool's rows if not given."
+    )
+    seed: int | None = Field(None, description="Of the projection; --seed at first if not given.")
+
+    @model_validator(mode="after")
+    def _signs_need_gradients(self) -> Self:
+        if self.projection in ("factored", "tensorsketch") and self.preconditioner == "sign":
+            raise ValueError(f"{self.projection} never forms the gradient, so its signs are not known; take sparse")
+        return self
