@@ -19,11 +19,13 @@ test: export OMP_NUM_THREADS := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: lint ## lint and all tests but the slow ones
 	$(RUN)/python -m pytest -n 2 -m "not slow"
+	$(RUN)/python -m pytest -n 2 -m "not slow" tests/second_device
 
 test-all: export OMP_NUM_THREADS := 1
 test-all: export TOKENIZERS_PARALLELISM := false
 test-all: lint ## lint and all tests
 	$(RUN)/python -m pytest -n 2 -m ""
+	$(RUN)/python -m pytest -n 2 -m "" tests/second_device
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(RUN)/ruff check .
