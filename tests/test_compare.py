@@ -17,7 +17,7 @@ from pursuit.compare.results import interval
 from pursuit.errors import DataError, PursuitError, SelectionError, SettingsError
 from pursuit.finetune import FineTune
 from test_run import SMALL, place, run_main, write_rows  # noqa: F401  (place is a fixture)
-from tiny import tiny_model, tiny_tokenizer
+from tiny import CHATML, tiny_model, tiny_tokenizer
 
 TRAIN = FineTune(max_steps=3, batch_size=4, learning_rate=1e-2)
 
@@ -117,6 +117,25 @@ def test_another_model_is_trained_on_what_the_first_chose(begun, tmp_path):
     assert found.data.model.endswith("other")
     assert found.data.select_model.endswith("model")
     assert not [row for row in found.runs.to_pylist() if row["failed"]]
+
+
+def test_a_model_that_cannot_read_all_rows_is_trained_on_those_it_can(begun, tmp_path):
+    """To its tokenizer prompts that begin with a c are too long; the share is that of the run's rows all the same."""
+    run, folder = begun
+    tiny_model("gpt2", seed=3).save_pretrained(tmp_path / "other")
+    tokenizer = tiny_tokenizer()
+    longer = "+ 'x ' * (message.role == 'user' and message.content[0] == 'c') * 2000 + message['content']"
+    tokenizer.chat_template = CHATML.replace("+ message['content']", longer)
+    tokenizer.save_pretrained(tmp_path / "other")
+    (tmp_path / "heldout.jsonl").write_text('{"prompt": "sea", "response": "wind"}\n' * 3)
+    wanted = settings(
+        folder, methods=["kcenter"], budgets=[119], seeds=1, train_model=str(tmp_path / "other"),
+        evaluation=[str(tmp_path / "heldout.jsonl")],
+    )  # fmt: skip
+    found = compare(run, wanted, tmp_path / "out")
+    rows = {row["method"]: row["rows"] for row in found.runs.to_pylist()}
+    assert 0 < rows["kcenter"] <= rows["full"] < 119
+    assert {score.budget for score in found.data.metrics[0].scores} == {119 / 120}
 
 
 def test_a_model_without_a_template_is_trained_with_a_given_one(begun, tmp_path):

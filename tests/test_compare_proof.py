@@ -23,7 +23,7 @@ TRIALS, SEEDS = 400, 3
 JOB = Job(
     name="gtp-5%-seed0", cells="cells", run="run", encoded=None,
     settings={"lora": None, "adapter": None, "weights": ["*"], "dtype": "float32"}, model_digest="m",
-    data_digest="d",
+    adapter_digest=None, data_digest="d",
     indices=np.array([3, 1]), weights=np.array([0.5, 2.0]), num_rows=9, way=TRAIN, seed=0,
     evaluation=("heldout.jsonl",), evaluation_digest="e", metrics=("loss",), scorers=(), players=(), keep_model=False,
 )  # fmt: skip
@@ -53,6 +53,12 @@ def test_weights_make_another_cell_only_where_they_are_used():
     weighted = replace(JOB, way=replace(TRAIN, weighted=True))
     assert replace(weighted, weights=other).folder != weighted.folder != JOB.folder
     assert replace(JOB, indices=np.array([3, 2])).folder != JOB.folder
+
+
+def test_an_adapter_of_other_weights_is_another_cell():
+    settings = {**JOB.settings, "adapter": "a", "weights": []}
+    one, other = (replace(JOB, settings=settings, adapter_digest=digest) for digest in ("x", "y"))
+    assert one.folder != other.folder != JOB.folder
 
 
 def test_rows_of_another_pool_are_another_cell():

@@ -201,6 +201,7 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
             "macro": (macro_score([draw.normal(mean, 1 + mean, 20) for mean in range(6)]), 2.5),
             "few each": (macro_score([draw.normal(mean, 1, 3) for mean in range(4)]), 1.5),
             "macro share": (macro_score([draw.random(15) < mean / 8 for mean in range(9)]), 0.5),
+            "macro share, few each": (macro_score([draw.random(2) < 0.5 for _ in range(57)]), 0.5),
         }
         for name, (found, truth) in cases.items():
             covered.setdefault(name, []).append(found.low <= truth <= found.high)  # type: ignore[operator]

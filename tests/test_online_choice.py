@@ -246,6 +246,19 @@ def test_infobatch_leaves_out_only_what_is_easy_and_keeps_the_mean_gradient() ->
     np.testing.assert_allclose(total / 3000, 1.0, atol=0.1)
 
 
+@pytest.mark.parametrize(("size", "prune"), [(1, 0.9), (2, 0.5), (4, 0.9)])
+def test_infobatch_keeps_the_mean_gradient_where_all_are_easy_and_one_must_stay(size: int, prune: float) -> None:
+    selector, model = InfoBatch(prune=prune, anneal=0), tiny_model("llama")
+    selector.remember(np.arange(9), np.array([1.0] * 8 + [100.0]))
+    batch = {**make_batch(EIGHT[:size]), "example_ids": torch.arange(size)}
+    total = np.zeros(size)
+    for _ in range(4000):
+        selector(model, batch)
+        assert selector.last is not None
+        total[selector.last.indices] += selector.last.weights
+    np.testing.assert_allclose(total / 4000, 1.0, atol=0.1)
+
+
 def test_infobatch_uses_all_in_the_last_part_of_the_training() -> None:
     selector, model = InfoBatch(prune=0.9, anneal=0.25), tiny_model("llama")
     batch = {**make_batch(EIGHT), "example_ids": torch.arange(8)}

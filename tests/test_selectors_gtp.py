@@ -152,6 +152,19 @@ def test_raw_rows_are_as_long_as_the_gradients_were(subspace):
         assert again.indices.tolist() == raw.indices.tolist()
 
 
+@pytest.mark.parametrize("rows", ["unit", "raw"])
+@pytest.mark.parametrize("length", [1.0, 1e-3])
+def test_a_short_target_counts_as_much_in_the_subspace_as_the_pool(rows, length):
+    rng = np.random.default_rng(0)
+    pool, target = rng.standard_normal((500, 64)), 0.1 * rng.standard_normal((20, 64))
+    pool[:, 32:] *= 0.05
+    target[:, 40] += 1
+    chosen = Gtp(subspace=16, rows=rows).select(
+        Features.from_array(pool), 10, target=Features.from_array(length * target), seed=0
+    )
+    assert chosen.diagnostics["goal_kept_by_subspaces"][0] > 0.95
+
+
 def test_raw_rows_need_norms_that_are_known():
     features, _ = planted(n=50)
     matrices = [features.checkpoint(t) for t in range(3)]

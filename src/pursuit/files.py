@@ -43,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 f"{path}: the disk is full. Free some space and start the same command again: "
                 "everything finished so far is kept."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise _unwritable(path, error) from error
         raise
 

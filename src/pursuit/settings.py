@@ -7,7 +7,7 @@ and `warmup={"learning_rate": 1e-4}` in Python.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -144,6 +144,9 @@ FREE = frozenset({
 })  # fmt: skip
 
 
+LATER = ("adapter", "weights", "dtype", "lora", "warmup", "features")  # of the stages after the tokens
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `changes` over it, group by group."""
     merged = dict(base)
@@ -205,12 +208,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The settings that shape stored results and differ, as "key: stored …, now …"."""
+def differences(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "", *, free: Collection[str] = ()
+) -> list[str]:
+    """The settings that shape stored results and differ, as "key: stored …, now …"; but for those that are free."""
     found = []
     for key in sorted(stored.keys() | wanted.keys()):
         name, old, new = prefix + key, stored.get(key), wanted.get(key)
-        if name in FREE or old == new:
+        if name in FREE or name in free or old == new:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, name + ".")

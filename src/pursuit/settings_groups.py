@@ -38,7 +38,9 @@ class WarmupSettings(Group):
         "after the last. In YAML, null keeps one an epoch, as LESS does.",
     )  # fmt: skip
     epochs: int = Field(WarmUp.epochs, ge=1, description="Length of the run that the schedule spans.")
-    sample: float | int = Field(WarmUp.sample, gt=0, description="Share of the pool (0.05) or number of rows (2000).")
+    sample: float | int = Field(
+        WarmUp.sample, gt=0, description="Share of the pool (0.05; 1.0 is all of it) or number of rows (2000)."
+    )
     learning_rate: float = Field(WarmUp.learning_rate, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="Learning-rate schedule."
@@ -51,6 +53,12 @@ class WarmupSettings(Group):
     batch_size: int = Field(WarmUp.batch_size, ge=1, description="Examples an optimizer step.")
     micro_batch_tokens: int = Field(WarmUp.micro_batch_tokens, ge=1, description="Padded tokens in memory at once.")
     seed: int | None = Field(None, description="Of sample, order and dropout; --seed at first if not given.")
+
+    @field_validator("sample")
+    @classmethod
+    def _rows(cls, value: float | int) -> float | int:
+        """A flag's 2000 comes as 2000.0."""
+        return int(value) if value > 1 and value == int(value) else value
 
     @field_validator("checkpoint_steps", mode="before")
     @classmethod

@@ -88,7 +88,8 @@ def _with_flags(
         "method": method, "budget": budget, "run": run, "out": out, "drop_sources": drop_source,
         "drop_leaks": drop_leaks,
     }  # fmt: skip
-    parameters = {**job.params, **parse_parameters(param or [])}
+    params = job.params if method in (None, job.method) else {}  # another method has parameters of its own
+    parameters = {**params, **parse_parameters(param or [])}
     if quota:
         parameters["quotas"] = ",".join(quota)
     return job.model_copy(

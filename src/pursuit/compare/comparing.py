@@ -24,6 +24,7 @@ from pursuit.files import atomic_path, fingerprint, make_folder
 from pursuit.finetune import FineTune
 from pursuit.finetune.run import check_optimizer
 from pursuit.models.loading import load_tokenizer, model_fingerprint, settled_dtype
+from pursuit.models.trainable import adapter_digest
 from pursuit.pool import Pool
 from pursuit.progress import progress
 from pursuit.report.comparison import CompareData, write_comparison
@@ -81,8 +82,8 @@ def compare(
     results = []
     with progress("trainings", len(todo), "cells") as advance:
         for (cell, job), result in zip(todo, engine.map(carry_out, [job for _, job in todo]), strict=True):
-            chosen, seconds = made.get((cell.method, cell.budget, cell.seed), (None, None))
-            rows = len(chosen) if chosen is not None else (job.num_rows if cell.method == FULL else 0)
+            _, seconds = made.get((cell.method, cell.budget, cell.seed), (None, None))
+            rows = len(job.indices) if job.indices is not None else (job.num_rows if cell.method == FULL else 0)
             results.append((cell, {**result, "rows": rows, "selection_seconds": seconds}))
             advance(1)
     return _publish(run, comparison, trained, results, out, price_per_hour, currency)
@@ -138,6 +139,11 @@ class _Trained:
         """Rows that the model could be trained on."""
         return len(self.run_rows if self.encoded is None else self.encoded)
 
+    @cached_property
+    def adapter_digest(self) -> str | None:
+        """Of the adapter that is trained on, if there is one."""
+        return None if self.settings.adapter is None else adapter_digest(self.settings.adapter)
+
     def rows(self, chosen: Selection) -> tuple[np.ndarray, np.ndarray]:
         """The chosen rows in the numbering of this model's tokens; those that it cannot read are left out."""
         if self.encoded is None:
@@ -183,7 +189,8 @@ def _job(
     return Job(
         name=cell.name, cells=str(out.absolute() / "cells"), run=str(run.folder.path.absolute()),
         encoded=None if trained.encoded is None else str(trained.encoded.folder.absolute()),
-        settings=trained.settings.model_dump(mode="json"), model_digest=trained.digest, data_digest=trained.data_digest,
+        settings=trained.settings.model_dump(mode="json"), model_digest=trained.digest,
+        adapter_digest=trained.adapter_digest, data_digest=trained.data_digest,
         indices=indices, weights=weights, num_rows=trained.num_rows, way=way, seed=cell.seed,
         evaluation=tuple(trained.evaluation), evaluation_digest=trained.evaluation_digest,
         metrics=tuple(comparison.metrics), scorers=tuple(comparison.scorers), players=tuple(comparison.players),
@@ -195,14 +202,14 @@ def _publish(
     run: Run, comparison: Comparison, trained: _Trained, results: list[tuple[Cell, dict[str, Any]]], out: Path,
     price_per_hour: float | None, currency: str,
 ) -> Compared:  # fmt: skip
-    runs = runs_table(results, trained.num_rows)
+    runs = runs_table(results, len(trained.run_rows))
     table = out / "runs.parquet"
     with atomic_path(table) as partial:
         pq.write_table(runs, partial)
     families = sorted({row.source for row in trained.held_out.rows})
     selects = run.model_name if comparison.train_model is not None else ""
     data = comparison_data(
-        comparison, results, trained.num_rows, runs=runs, model=str(trained.settings.model), select_model=selects,
+        comparison, results, len(trained.run_rows), runs=runs, model=str(trained.settings.model), select_model=selects,
         evaluation=f"{len(trained.held_out):,} rows of {len(families):,} families",
         settings={"run": str(run.folder.path), **run.settings.model_dump(mode="json")},
     )  # fmt: skip

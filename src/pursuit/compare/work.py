@@ -37,7 +37,7 @@ class Job:
         cells: folder of all cells.
         run: run folder whose tokens are trained on; `encoded`: another model's tokens of the same pool instead.
         settings: of the model that is trained.
-        model_digest: of its files.
+        model_digest: of its files; `adapter_digest`: of the adapter's that is trained on, if one is.
         data_digest: of the tokens of all rows.
         indices, weights: (k,) rows to train on; None for all of them.
         way: None for no training.
@@ -50,6 +50,7 @@ class Job:
     encoded: str | None
     settings: dict[str, Any]
     model_digest: str
+    adapter_digest: str | None
     data_digest: str
     indices: np.ndarray | None
     weights: np.ndarray | None
@@ -69,7 +70,8 @@ class Job:
         weighted = self.way is not None and self.way.weighted  # otherwise weights change nothing that is done
         weights = np.asarray(self.weights).tolist() if weighted else None
         chosen = None if self.indices is None else [self.indices.tolist(), weights]
-        trained = {name: self.settings[name] for name in ("lora", "adapter", "weights", "dtype")}
+        trained = {name: self.settings[name] for name in ("lora", "weights", "dtype")}
+        trained["adapter"] = self.settings["adapter"] and [self.settings["adapter"], self.adapter_digest]
         key = fingerprint([
             self.model_digest, self.data_digest, trained, chosen, None if self.way is None else asdict(self.way),
             self.seed, self.evaluation_digest, self.metrics, self.scorers, self.players,

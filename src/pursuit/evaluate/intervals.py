@@ -56,8 +56,8 @@ def macro_score(families: Sequence[ArrayLike]) -> Score:
 
     Interval [ours]: over other examples of the same families (not over other families), as a mean of independent
     strata; Student's t with Welch's and Satterthwaite's degrees of freedom. Where all values are 0 or 1, normal, with
-    each family's share first moved towards one half by two more successes and two more failures (Agresti and Coull),
-    so that families without a failure do not count as certain.
+    each family's share moved towards one half for its variance, by two more successes and two more failures (as Agresti
+    and Coull do), so that families without a failure do not count as certain.
 
     Args:
         families: values of each family, each with at least one.
@@ -79,9 +79,8 @@ def _is_share(values: NDArray[np.float64]) -> bool:
 
 
 def _variance_of_share(values: NDArray[np.float64]) -> float:
-    trials = len(values) + 4
-    share = (float(values.sum()) + 2) / trials
-    return share * (1 - share) / trials
+    share = (float(values.sum()) + 2) / (len(values) + 4)
+    return share * (1 - share) / len(values)  # of the plain share, which is what is averaged
 
 
 def _welch_quantile(variances: NDArray[np.float64], counts: NDArray[np.int64]) -> float:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 
-from pursuit.errors import DataError
+from pursuit.errors import DataError, SettingsError
 from pursuit.files import atomic_path, refuse_overwriting, sha256_file, write_text
 from pursuit.overview import Render, report_data
 from pursuit.pool import Pool, write_subset
@@ -105,6 +105,21 @@ def read_chosen(subset: Path, rows: int, otherwise: str = "") -> pa.Table:
             path=str(path),
         )
     return table
+
+
+def refuse_shared_table(subset: Path) -> None:
+    """SettingsError if another subset of that name but for its ending has its table where this one's would be."""
+    table = beside(subset, CHOSEN)
+    stem = table.name.removesuffix(f".{CHOSEN}")
+    if not table.exists():
+        return
+    digest = (pq.read_schema(table).metadata or {}).get(SUBSET_DIGEST, b"").decode()
+    for other in (subset.with_name(stem + ending) for ending in SUBSET_ENDINGS):
+        if other != subset and other.is_file() and sha256_file(other) == digest:
+            raise SettingsError(
+                f"{subset}: its table and report would take the place of {other.name}'s ({table.name}). Choose a name "
+                "that differs by more than its ending."
+            )
 
 
 def written(subset: Path) -> list[Path]:

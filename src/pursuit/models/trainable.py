@@ -18,8 +18,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pursuit.errors import ModelError
+from pursuit.files import sha256_file
 from pursuit.models.hub import ask_hub
 from pursuit.recipes import Lora
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def lora_targets(model: nn.Module) -> list[str]:
@@ -98,17 +101,34 @@ def _new_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     return adapted.eval()
 
 
-def _load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PeftModel:
-    folder = Path(adapter).expanduser()
+def adapter_digest(adapter: str | os.PathLike[str]) -> str:
+    """SHA-256 of an adapter's weights.
+
+    Raises:
+        ModelError: they cannot be found.
+    """
     try:
-        if not folder.is_dir():
-            ask_hub(os.fspath(adapter), file="adapter_config.json")
-            folder = Path(snapshot_download(os.fspath(adapter), allow_patterns=["adapter_*.json", "*.safetensors"]))
-        if not (folder / "adapter_model.safetensors").exists():
-            raise ModelError(
-                f"{adapter}: no adapter_model.safetensors here. Save the adapter with peft's save_pretrained, which "
-                "writes safetensors (pickled adapters are not read)."
-            )
+        return sha256_file(_adapter_folder(adapter) / ADAPTER_WEIGHTS)
+    except OSError as error:
+        raise ModelError(f"{adapter}: this adapter could not be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _adapter_folder(adapter: str | os.PathLike[str]) -> Path:
+    folder = Path(adapter).expanduser()
+    if not folder.is_dir():
+        ask_hub(os.fspath(adapter), file="adapter_config.json")
+        folder = Path(snapshot_download(os.fspath(adapter), allow_patterns=["adapter_*.json", "*.safetensors"]))
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise ModelError(
+            f"{adapter}: no {ADAPTER_WEIGHTS} here. Save the adapter with peft's save_pretrained, which writes "
+            "safetensors (pickled adapters are not read)."
+        )
+    return folder
+
+
+def _load_adapter(model: PreTrainedModel, adapter: str | os.PathLike[str]) -> PeftModel:
+    try:
+        folder = _adapter_folder(adapter)
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True).eval()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

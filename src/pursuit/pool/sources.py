@@ -164,7 +164,8 @@ def _load_dataset(given: str, place: str, split: str | None) -> Any:
         loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, split=split)
     except Exception as error:  # datasets raises many kinds; all mean that the user's data set did not load
         what = "the folder" if folder.is_dir() else "there is no such file or folder, and the data set of this id"
-        raise DataError(f"{what} could not be loaded by `datasets`: {error}", path=given) from error
+        hint = f" To read its files one by one, name them: '{place}/*.jsonl'." if folder.is_dir() else ""
+        raise DataError(f"{what} could not be loaded by `datasets`: {error}{hint}", path=given) from error
     if isinstance(loaded, datasets.DatasetDict):
         wanted = split or ("train" if "train" in loaded or len(loaded) != 1 else next(iter(loaded)))
         if wanted not in loaded:

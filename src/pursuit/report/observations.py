@@ -10,6 +10,7 @@ from pursuit.report.text import count, number, percent, times
 from pursuit.report.weights import weight_summary
 
 ENOUGH = 10  # rows from which a share is worth a remark
+MANY_REFUSED = 0.01
 
 
 def observations(
@@ -17,7 +18,7 @@ def observations(
 ) -> list[str]:
     """Sentences about what stands out; at most `most` of them, and how many more there are."""
     notes = [
-        *_budget(data), *_agreement(data), *_doubled(data), *_weights(data), *_medians(data, found),
+        *_budget(data), *_refused(data), *_agreement(data), *_doubled(data), *_weights(data), *_medians(data, found),
         *_shares(data, shares), *_scripts(data),
     ]  # fmt: skip
     return notes if most is None or len(notes) <= most else [*notes[:most], f"{len(notes) - most} more of this kind."]
@@ -26,6 +27,13 @@ def observations(
 def _budget(data: ReportData) -> Iterator[str]:
     if data.chosen.num_rows != data.budget:
         yield f"{count(data.budget)} examples were asked for and {count(data.chosen.num_rows)} were chosen."
+
+
+def _refused(data: ReportData) -> Iterator[str]:
+    refused = max(data.refused_total, len(data.refused))
+    if refused > MANY_REFUSED * (data.pool_size + refused):
+        share = percent(refused / (data.pool_size + refused))
+        yield f"{count(refused)} rows ({share} of all) could not be used and were left out; Refused has the reasons."
 
 
 def _medians(data: ReportData, found: Sequence[Distribution]) -> Iterator[str]:

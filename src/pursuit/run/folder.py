@@ -1,20 +1,20 @@
-"""The run folder: its settings, who is using it, and how long each stage took."""
+"""The run folder: its settings, and who is using it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import platform
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pursuit.errors import RunError, StoreError
+from pursuit.errors import RunError
 from pursuit.files import read_json, write_json
-from pursuit.settings import Settings, differences, merge, settings_from
+from pursuit.run.timings import Timings, added_up
+from pursuit.settings import LATER, Settings, differences, merge, settings_from
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class RunFolder:
         self.path = Path(path)
         self.encoded, self.warmup, self.features = self.path / "encoded", self.path / "warmup", self.path / "features"
         self.targets, self.selections = self.path / "targets", self.path / "selections"
+        self._timings: dict[str, Timings] = {}
         self.lock_handle: int | None = None  # file descriptor of the lock, while it is held
 
     def parts(self, pool: list[str]) -> list[Part]:
@@ -92,7 +93,8 @@ class RunFolder:
         settled = {key: value for key, value in changes.items() if (key, value) != ("dtype", "auto")}
         settings = settings_from(merge(stored, settled))
         # a setting that is younger than the run has its default there
-        if changed := differences(settings_from(stored).model_dump(mode="json"), settings.model_dump(mode="json")):
+        before, now = settings_from(stored).model_dump(mode="json"), settings.model_dump(mode="json")
+        if changed := differences(before, now, free=LATER if self._only_tokens() else ()):
             raise RunError(
                 f"{self.path}: this run was begun with other settings.\n  " + "\n  ".join(changed)
                 + "\nLeave them out to go on with this run, or choose another --run folder."
@@ -100,10 +102,23 @@ class RunFolder:
         return settings
 
     def begin(self, settings: Settings) -> None:
-        """Store the settings: from now on the folder is theirs. Called when the first stage has succeeded with them."""
-        path = self.path / "settings.json"
+        """Store the settings: from now on the folder is theirs. Called when the first stage has succeeded with them.
+
+        Those of later stages may change until one of them has begun.
+        """
+        path, now = self.path / "settings.json", settings.model_dump(mode="json")
         if not path.exists():
-            write_json(path, settings.model_dump(mode="json"))
+            write_json(path, now)
+        elif self._only_tokens():
+            stored = read_json(path)
+            later = {name: now[name] for name in LATER}
+            if any(stored.get(name) != value for name, value in later.items()):
+                write_json(path, stored | later)
+
+    def _only_tokens(self) -> bool:
+        """Whether nothing stands, or is begun, that hangs on more than the rows' tokens."""
+        begun = (self.warmup / "warmup.json", self.features, self.path / "embeddings")
+        return not any(path.exists() for path in begun)
 
     def _create(self) -> None:
         try:
@@ -144,29 +159,15 @@ class RunFolder:
             finally:
                 self.lock_handle = None
 
-    @contextmanager
-    def timed(self, stage: str, job: str = "") -> Iterator[None]:
+    def timed(self, stage: str, job: str = "", *, stood: bool = False) -> AbstractContextManager[None]:
         """Add the seconds of a stage to what earlier, interrupted starts took, also when this one is interrupted.
 
         Args:
             job: of several jobs at once each keeps a file of its own.
+            stood: the stage was finished before: that it is looked at again is not counted.
         """
-        start = time.monotonic()
-        path = self.path / (f"timings-{job}.json" if job else "timings.json")
-        try:
-            yield
-        finally:
-            seconds: dict[str, float] = {}
-            if path.exists():
-                with suppress(StoreError):  # damaged: the seconds of this start are better than none
-                    seconds = read_json(path)
-            seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - start
-            write_json(path, seconds)
+        return nullcontext() if stood else self._timings.setdefault(job, Timings(self.path, job)).of(stage)
 
     def timings(self) -> dict[str, float]:
         """Seconds of each stage so far; those of jobs that ran side by side are added up."""
-        total: dict[str, float] = {}
-        for path in sorted(self.path.glob("timings*.json")):
-            for stage, seconds in read_json(path).items():
-                total[stage] = total.get(stage, 0.0) + seconds
-        return total
+        return added_up(self.path)

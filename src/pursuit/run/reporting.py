@@ -158,8 +158,11 @@ def _about(
         "render": lambda index: render_tokens(stages.given.tokenizer, *encoded[index]),
         "target": target, "render_target": _render_target(stages) if target is not None else None,
         "keep": None if keep.all() else keep,
-        "timings": [(stage, seconds, "") for stage, seconds in stages.folder.timings().items()],
-        "cost": cost_of(stages, stages.folder.timings(), selector, selection, choice.seconds),
+        "timings": [
+            *((stage, seconds, "") for stage, seconds in stages.timings().items() if not stage.startswith("select ")),
+            (f"select {choice.method}", choice.seconds, ""),
+        ],
+        "cost": cost_of(stages, stages.timings(), selector, selection, choice.seconds),
         "refused_total": len(encoded.refused),
         "refused": [(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]],
         "duplicates_in_pool": sum(len(group) - 1 for group in duplicate_groups(encoded.rows)), "warnings": notes,

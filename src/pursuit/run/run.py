@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
 from pursuit.errors import RunError, SelectionError, SettingsError
-from pursuit.export.subset import Result, written
+from pursuit.export.subset import Result, refuse_shared_table, written
 from pursuit.files import refuse_overwriting
 from pursuit.models.loading import settled_dtype
 from pursuit.pool import Pool, check_subset_path
@@ -173,7 +173,9 @@ class Run:
             raise SelectionError(f"{chosen.name} needs a target: files with examples to be good at (--target FILE).")
         check_budget(budget)
         subset = None if out is None else check_subset_path(out)
-        refuse_overwriting([] if subset is None else written(subset), self.stages.inputs())
+        if subset is not None:
+            refuse_overwriting(written(subset), self.stages.inputs())
+            refuse_shared_table(subset)
         seed = self.settings.seed if seed is None else seed
         with self.folder.locked():
             target_rows = self._target_rows(chosen)
@@ -184,10 +186,9 @@ class Run:
             count = parse_budget(budget, int(keep.sum()))
             features, target = self.stages.features_for(chosen)
             started = time.monotonic()
-            with self.folder.timed(f"select {chosen.name}"):
-                rows = narrowed(features, keep)
-                rows = rows.on(self.engine) if self.settings.engine != "local" and chosen.needs_features else rows
-                selection = widened(chosen.select(rows, count, target=target, seed=seed), keep)
+            rows = narrowed(features, keep)
+            rows = rows.on(self.engine) if self.settings.engine != "local" and chosen.needs_features else rows
+            selection = widened(chosen.select(rows, count, target=target, seed=seed), keep)
             choice = Choice(
                 selection.method, dict(selection.parameters), count, seed, list(drop_sources), drop_leaks,
                 time.monotonic() - started, list(self.settings.target),

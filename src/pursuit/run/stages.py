@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from pursuit.recipes import Recipe
 from pursuit.run.folder import Part, RunFolder
 from pursuit.run.given import Given
 from pursuit.run.parts import JoinedRows, joined_features
+from pursuit.run.timings import Timings, added_up
 from pursuit.selectors import Selector
 from pursuit.settings import Settings
-from pursuit.store.features import Features, FeatureStore
+from pursuit.store.features import Features, FeatureStore, is_full
 from pursuit.store.mirror import Mirror, set_mirror
 from pursuit.warmup import warm_up
 from pursuit.warmup.trajectory import Trajectory
@@ -43,8 +45,9 @@ class Stages:
         self.folder, self.settings, self._fill_elsewhere = folder, settings, fill
         self.given = Given(folder.path, settings)
         self._encoded: list[EncodedPool] = []
+        settings.warmup_recipe(), settings.feature_recipe()  # what cannot be used is found before anything heavy
         if settings.store:
-            Mirror(settings.store)  # a URL that cannot be used is found before anything heavy
+            Mirror(settings.store)
 
     @cached_property
     def pool(self) -> Pool:
@@ -62,8 +65,8 @@ class Stages:
         """Tokens and response masks of every usable row."""
         parts = self.folder.parts(self.settings.pool)
         if len(self._encoded) < len(parts):
-            with self.folder.timed("encode"):
-                for part in parts[len(self._encoded) :]:
+            for part in parts[len(self._encoded) :]:
+                with self.folder.timed("encode", stood=(part.encoded / MANIFEST).exists()):
                     self._encoded.append(self._encode(part))
             self.folder.begin(self.settings)
         return self.joined(self._encoded)
@@ -156,7 +159,8 @@ class Stages:
     def features(self) -> Features:
         """Gradient features of the pool at every checkpoint; also encodes and warms up."""
         rows, trajectory = self.encode(), self.warmup()
-        with self.folder.timed("features"):
+        folders = [part.features for part in self.folder.parts(self.settings.pool)]
+        with self.folder.timed("features", stood=all(map(is_full, folders))):
             stores = [self.store(number, trajectory) for number in range(len(self._encoded))]
             parts = [store.features(part.rows) for store, part in zip(stores, self._encoded, strict=True)]
             return joined_features(parts, rows.rows)
@@ -164,7 +168,7 @@ class Stages:
     def embeddings(self) -> Features:
         """Embeddings and losses of the pool from the model as it was given; no warm-up is needed."""
         rows, parts = self.encode(), self.folder.parts(self.settings.pool)
-        with self.folder.timed("embeddings"):
+        with self.folder.timed("embeddings", stood=all(is_full(part.embeddings) for part in parts)):
             found = [
                 self._embedded(part.embeddings, encoded, "embeddings").features(encoded.rows)
                 for part, encoded in zip(parts, self._encoded, strict=True)
@@ -174,7 +178,7 @@ class Stages:
     def target_embeddings(self) -> Features:
         """The same of the target's rows."""
         encoded, folder = self.encode_target()
-        with self.folder.timed("target embeddings"):
+        with self._timed_target(folder, "target embeddings", stood=is_full(folder / "embeddings")):
             return self._embedded(folder / "embeddings", encoded, "target embeddings").features(encoded.rows)
 
     def _embedded(self, folder: Path, encoded: EncodedPool, describe: str) -> FeatureStore:
@@ -202,9 +206,9 @@ class Stages:
         """Features of the target's rows, same projection; see `Run.target_features`."""
         encoded, folder = self.encode_target()
         trajectory = self.warmup()
-        with self.folder.timed("target"):
-            recipe = self.settings.target_recipe(follows)
-            place = folder / ("features" if recipe.preconditioner == "sgd" else "features-as-pool")
+        recipe = self.settings.target_recipe(follows)
+        place = folder / ("features" if recipe.preconditioner == "sgd" else "features-as-pool")
+        with self._timed_target(folder, "target", stood=is_full(place)):
             store = self._filled(place, encoded, trajectory, recipe, "target gradients")
             return store.features(encoded.rows)
 
@@ -225,10 +229,21 @@ class Stages:
         """
         if not self.settings.target:
             raise SelectionError("no target is set (--target FILE).")
-        pool = self.given.pool(self.settings.target)
-        folder = self.folder.targets / fingerprint([pool.fingerprint(), self.given.encoder.settings()])
-        with self.folder.timed("target"):
+        pool, folder = self.given.pool(self.settings.target), self._target_folder()
+        with self._timed_target(folder, "target", stood=(folder / "encoded" / MANIFEST).exists()):
             return encode_pool(pool, self.given.encoder, folder / "encoded"), folder
+
+    def _timed_target(self, folder: Path, stage: str, *, stood: bool) -> AbstractContextManager[None]:
+        """In the target's own folder: a run may have several, and a selection has the cost of its own."""
+        return nullcontext() if stood else Timings(folder).of(stage)
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of each stage so far, with those of the target that is set."""
+        return {**self.folder.timings(), **(added_up(self._target_folder()) if self.settings.target else {})}
+
+    def _target_folder(self) -> Path:
+        pool = self.given.pool(self.settings.target)
+        return self.folder.targets / fingerprint([pool.fingerprint(), self.given.encoder.settings()])
 
     def extract_share(self, number: int, of: int) -> list[Path]:
         """One of several jobs: every `of`-th shard of all parts, counted from 1. For this the rest must stand.

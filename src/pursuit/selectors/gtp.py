@@ -123,7 +123,7 @@ def _warnings(result: CompressiveResult, dimension: int, budget: int) -> list[st
     rest += [f"{result.filled:,} at weight 0, the most similar of the rest"] * (result.filled > 0)
     rows = "1 row follows" if result.rank == 1 else f"{result.rank:,} rows follow"
     return [
-        f"{rows} the goal as closely as any number can: non-negative weights on more rows gain nothing in "
-        f"{dimension:,} dimensions. The rest of the budget of {budget:,}: {' and '.join(rest)}. "
+        f"{rows} the goal as closely as any number can: nothing was found that more rows with non-negative weights "
+        f"gain in {dimension:,} dimensions. The rest of the budget of {budget:,}: {' and '.join(rest)}. "
         "A smaller budget, more checkpoints or a larger `subspace` would fit better."
     ]

@@ -156,14 +156,14 @@ class _SideBySide:
 
 
 class _Sample:
-    """Random rows of the pool, then all rows of the target, scaled to the same weight together."""
+    """Random rows of the pool, then all rows of the target, scaled to the same sum of squares."""
 
     def __init__(self, pool: RowMatrix, target: RowMatrix | None, sample: int, seed: int) -> None:
         count = pool.shape[0]
         some = np.sort(np.random.default_rng(seed).permutation(count)[:sample])
         self.pool, self.target = RowView(pool, some), target
         extra = 0 if target is None else target.shape[0]
-        self.scale = np.sqrt(len(some) / extra) if extra else 1.0
+        self.scale = 1.0 if target is None else np.sqrt(_squares(self.pool) / (_squares(target) or 1.0))
         self.shape: tuple[int, ...] = (len(some) + extra, pool.shape[1])
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
@@ -172,3 +172,9 @@ class _Sample:
         if self.target is None:
             return first
         return np.concatenate([first, self.scale * np.asarray(self.target[numbers[numbers >= split] - split])])
+
+
+def _squares(matrix: RowMatrix) -> float:
+    """Sum over all numbers of their squares."""
+    blocks = map_blocks(matrix, lambda rows, _: float(np.square(rows, dtype=np.float64).sum()), BLOCK_ROWS)
+    return sum(found for *_, found in blocks)

@@ -79,10 +79,15 @@ class Tagcos(Selector):
         if not shares.any():
             raise ValueError(
                 f"rounded down, the shares of all {len(sizes)} clusters in a budget of {budget} are 0; "
-                "lower `clusters` or take apportionment='largest-remainder'"
+                "lower `clusters`, or take apportionment='largest-remainder', as tagcos does"
             )
         pursuits = self._pursue(features.engine, matrix, centres, assignment, shares)
         warned = [str(warning.message) for warning in caught]
+        if budget < (occupied := int(np.count_nonzero(sizes))):
+            warned.append(
+                f"a budget of {budget} rows for {occupied} clusters: {occupied - len(pursuits)} of them get none. With "
+                f"clusters={budget} or fewer each has a row."
+            )
         for message in warned:
             warnings.warn(message, stacklevel=3)
         return self._assemble(features, matrix, centres, sizes, pursuits, warned)

@@ -137,6 +137,7 @@ def _refined(goal: Goal, rounds: int) -> Fit:
     pursuit = Pursuit(goal)
     pursuit.grow()
     pursuit.swap(rounds)
+    pursuit.grow()  # a swap may leave fewer
     with goal.watch("fitting"):
         return pursuit.support.fit()
 

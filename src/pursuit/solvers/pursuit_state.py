@@ -63,7 +63,8 @@ class Support:
         """
         size, square = len(self.indices), float(row @ row)
         half, schur = self.factor.complement(self.rows[:size] @ row, square + self.ridge)
-        if schur - self.ridge + ridge <= NOISE * square:
+        apart = schur - self.ridge if size else square  # which a large ridge would swallow
+        if apart + ridge <= NOISE * square:
             return False
         if size == len(self.rows):
             self.rows = np.concatenate([self.rows, np.empty((max(8, size), self.rows.shape[1]))])

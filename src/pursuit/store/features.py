@@ -238,6 +238,11 @@ class FeatureStore:
         return Features(matrices, weights, rows, gradient_norms, losses, norms)
 
 
+def is_full(folder: Path) -> bool:
+    """Whether a store is there and has a file for every shard; none is read."""
+    return (folder / "manifest.json").exists() and not FeatureStore(folder).absent()
+
+
 def _columns(paths: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
     """The columns of numbers, (N,) each, of all shards of a checkpoint."""
     parts: dict[str, list[Tensor]] = {name: [] for name in SMALL}
