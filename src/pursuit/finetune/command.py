@@ -95,17 +95,17 @@ def run_finetune(
             model = _model(settings, dtype)
             done = finetune(model, rows.encoded, out, recipe, tokenizer=tokenizer, **job)
     page = None if chooser is None else _online_page(done, chooser, _model_name(settings))
-    show(done, _model_name(settings), page)
+    show(done, _model_name(settings), page, weighted=recipe.weighted)
 
 
-def show(done: Finetuned, base: str, page: Path | None = None) -> None:
+def show(done: Finetuned, base: str, page: Path | None = None, *, weighted: bool = False) -> None:
     """What was trained, what it took, and how to load it."""
     output = Console()
     few = max(1, min(5, done.steps // 2))
     first, last = np.mean(done.losses[:few]), np.mean(done.losses[-few:])
     output.print(
         f"{done.rows:,} rows, {done.steps:,} steps ({done.epochs:,.1f} epochs), {done.learnt_tokens:,} learnt tokens\n"
-        f"loss {first:.3f} → {last:.3f} (means of {few} steps), "
+        f"loss {first:.3f} → {last:.3f} (means of {few} steps{', weighted' if weighted else ''}), "
         f"{done.seconds / 60:,.1f} min, peak memory {done.peak_memory_bytes / 2**30:,.1f} GiB",
         highlight=False,
     )  # fmt: skip
