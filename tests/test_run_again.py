@@ -108,3 +108,15 @@ def test_fewer_rows_than_clusters_is_said(finished):  # noqa: F811
     run, _ = finished
     with pytest.warns(UserWarning, match="a budget of 4 rows for 9 clusters: 5 of them get none"):
         run.select("tagcos", 4, clusters=9)
+
+
+def test_selections_of_one_method_are_told_apart(place, finished, capsys):  # noqa: F811
+    run, _ = finished
+    run.select("gtp", 7, in_domain=True)
+    run.select("gtp", 7, seed=3, drop_sources=["a"])
+    assert command("status", "--run", place / "run") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "7 rows, seed 0, in_domain=True" in shown
+    assert "7 rows, seed 3, target target.jsonl, without a" in shown
+    assert command("report", "--run", place / "run", "--selection", "gtp-7") == 2
+    assert "in_domain=True" in " ".join(capsys.readouterr().err.split())

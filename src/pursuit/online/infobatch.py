@@ -21,7 +21,8 @@ class InfoBatch(BatchSelector):
     An example is easy when its loss at its last visit lies below the mean of all remembered losses; an easy one is left
     out with probability r, one that stays has weight 1/(1 − r). The last part of the training uses all (Qin et al.,
     ICLR 2024, arXiv 2303.04947). There is no scoring pass: losses are those of training, told by `remember`, so that an
-    example is never left out at its first visit.
+    example is never left out at its first visit. Of a batch of B easy ones one stays in any case, and the weight is
+    1/(1 − r + r^B/B) [ours].
 
     The paper draws once an epoch and has fewer steps; here each candidate batch is drawn from as it comes, and its step
     costs less [ours]. `last.weights` are the factors of the losses of the kept; the loss is a mean over all candidates.

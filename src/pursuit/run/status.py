@@ -10,6 +10,7 @@ from rich.table import Table
 from pursuit.errors import RunError, SettingsError, StoreError
 from pursuit.files import read_json
 from pursuit.run.folder import Part, RunFolder
+from pursuit.run.saved import described
 from pursuit.settings import Settings
 from pursuit.store.features import FeatureStore
 
@@ -118,7 +119,10 @@ def table(found: RunStatus) -> Table:
     if found.jobs:
         rows.add_row("", f"jobs to start again: {', '.join(f'{job}/{found.of}' for job in found.jobs)}")
     rows.add_row("targets", ", ".join(found.targets) or "–")
-    rows.add_row("selections", ", ".join(found.selections) or "–")
+    for number, name in enumerate(found.selections):
+        rows.add_row("" if number else "selections", f"{name}: {described(found.folder / 'selections' / name)}")
+    if not found.selections:
+        rows.add_row("selections", "–")
     return rows
 
 
