@@ -47,10 +47,7 @@ class Timings:
 
     def read(self) -> dict[str, float]:
         """Seconds so far."""
-        if self.path.exists():
-            with suppress(StoreError):  # damaged: the seconds of this start are better than none
-                return dict(read_json(self.path))
-        return {}
+        return _seconds(self.path) if self.path.exists() else {}
 
     def _write(self, stage: str, seconds: float) -> None:
         with self._lock:
@@ -61,6 +58,13 @@ def added_up(folder: Path) -> dict[str, float]:
     """Seconds by stage; those of jobs that ran side by side are added up."""
     total: dict[str, float] = {}
     for path in sorted(folder.glob("timings*.json")):
-        for stage, seconds in read_json(path).items():
+        for stage, seconds in _seconds(path).items():
             total[stage] = total.get(stage, 0.0) + seconds
     return total
+
+
+def _seconds(path: Path) -> dict[str, float]:
+    try:
+        return dict(read_json(path))
+    except StoreError:  # damaged: those of other starts are better than none, and than an error
+        return {}
