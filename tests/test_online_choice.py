@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from online_batches import EIGHT, make_batch, materialised
 from pursuit.errors import DataError, SelectionError, SettingsError
@@ -269,3 +271,11 @@ def test_infobatch_uses_all_in_the_last_part_of_the_training() -> None:
     assert len(selector(model, batch)) == 8
     with pytest.raises(SettingsError, match="needs total_steps"):
         InfoBatch(prune=0.9)(model, batch)
+
+
+def test_a_model_that_was_trained_in_mixed_precision_can_be_chosen_for_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+    model, batch = tiny_model("llama"), make_batch(EIGHT)
+    rows = [{name: value[row] for name, value in batch.items()} for row in range(len(EIGHT))]
+    options = TrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=4, bf16=True, report_to=[])
+    Trainer(model, options, train_dataset=rows).train()
+    assert len(OptBatch(prune=0.5)(model, batch)) == 4

@@ -180,8 +180,11 @@ def check_head(model: nn.Module, head: Head, ids: Tensor) -> None:
     """
     seen: list[Tensor] = []
     hook = head_module(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    # accelerate leaves its mixed precision on a model that it has trained; the scoring pass does not go through it
+    plain = unwrap(model)
+    forward = getattr(plain, "_original_forward", plain)
     try:
-        expected = unwrap(model)(input_ids=ids[None, :CHECKED_TOKENS]).logits[0].float()
+        expected = forward(input_ids=ids[None, :CHECKED_TOKENS]).logits[0].float()
     finally:
         hook.remove()
     if not torch.isfinite(expected).all():
