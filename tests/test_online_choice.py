@@ -276,6 +276,8 @@ def test_infobatch_uses_all_in_the_last_part_of_the_training() -> None:
 def test_a_model_that_was_trained_in_mixed_precision_can_be_chosen_for_in_a_loop_of_ones_own(tmp_path: Path) -> None:
     model, batch = tiny_model("llama"), make_batch(EIGHT)
     rows = [{name: value[row] for name, value in batch.items()} for row in range(len(EIGHT))]
-    options = TrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=4, bf16=True, report_to=[])
+    options = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=4, bf16=True, use_cpu=True, report_to=[]
+    )
     Trainer(model, options, train_dataset=rows).train()
     assert len(OptBatch(prune=0.5)(model, batch)) == 4
