@@ -215,6 +215,7 @@ def test_intervals_are_students():
     assert found.mean == 2
     assert found.high - found.mean == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
     assert not interval([1.0]).known
+    assert not interval([0.25, 0.25, 0.25]).known, "shares that agree by chance would have no width"
 
 
 def test_methods_are_read_with_their_parameters():

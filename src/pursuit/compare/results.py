@@ -26,9 +26,13 @@ CONFIDENCE = 0.95
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean and its 95% interval by Student's t over seeds; no interval from a single one."""
+    """Mean and its 95% interval by Student's t over seeds.
+
+    No interval from a single one, nor from several that agree exactly: shares of few rows do so by chance, and say
+    nothing of their spread [ours].
+    """
     mean = float(np.mean(values))
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) == 0:
         return Interval(mean)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
     return Interval(mean, mean - float(half), mean + float(half))
