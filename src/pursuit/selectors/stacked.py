@@ -176,5 +176,8 @@ class _Sample:
 
 def _squares(matrix: RowMatrix) -> float:
     """Sum over all numbers of their squares."""
-    blocks = map_blocks(matrix, lambda rows, _: float(np.square(rows, dtype=np.float64).sum()), BLOCK_ROWS)
-    return sum(found for *_, found in blocks)
+    return sum(found for *_, found in map_blocks(matrix, _block_squares, BLOCK_ROWS))
+
+
+def _block_squares(rows: np.ndarray, _: int) -> float:
+    return float(np.square(rows, dtype=np.float64).sum())
