@@ -2,16 +2,18 @@
 
     python -m benchmarks.padding --model FOLDER --pool POOL.jsonl [POOL.jsonl …]
 
-The share of padding among all tokens, and how full a batch is on average, by the budget of padded tokens. "random":
-rows in order, as many as fit a budget on average, as a data loader makes them. "filled": sorted by length within 512
-rows, every batch filled to its budget. "planned": as `plan_batches` cuts them, within shards of so many rows
-(extraction takes 512 to 8,192, by the pool's rows). Nothing is run through a model.
+The share of padding among all tokens, and how full a batch is on average, by the budget of padded tokens (1,024, 2,048,
+8,192, 16,384 and 65,536); and the time to cut the batches. "random": rows in order, as many as fit a budget on average,
+as a data loader makes them. "filled": sorted by length within 512 rows, every batch filled to its budget. "planned": as
+`plan_batches` cuts them, within shards of so many rows (extraction takes 512 to 8,192, by the pool's rows). Nothing is
+run through a model.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +64,9 @@ def main() -> None:
             lengths = encode_pool(Pool([pool], on_bad_row="skip"), encoder, Path(folder) / "encoded").lengths
         print(f"{pool}: {len(lengths):,} rows of {lengths.min()} to {lengths.max()} tokens, mean {lengths.mean():.0f}")
         for name, way, size in WAYS:
-            print(f"  {name:18}" + "".join(f"{_cell(way, size, lengths, budget):>22}" for budget in BUDGETS))
+            start = time.perf_counter()
+            line = f"  {name:15}" + "".join(f"{_cell(way, size, lengths, budget):>18}" for budget in BUDGETS)
+            print(f"{line}  {1e6 * (time.perf_counter() - start) / len(BUDGETS) / len(lengths):3.0f} us a row")
 
 
 def _cell(way: Way, size: int, lengths: NDArray[np.int32], budget: int) -> str:

@@ -120,3 +120,19 @@ def test_selections_of_one_method_are_told_apart(place, finished, capsys):  # no
     assert "7 rows, seed 3, target target.jsonl, without a" in shown
     assert command("report", "--run", place / "run", "--selection", "gtp-7") == 2
     assert "in_domain=True" in " ".join(capsys.readouterr().err.split())
+
+
+def test_rows_that_cannot_be_used_are_told_of_before_and_after(place, tmp_path, capsys):  # noqa: F811
+    """The reader's and the encoder's refusals alike: how to go on, and that some were left out."""
+    write_rows(tmp_path / "pool.jsonl", 30, seed=4)
+    for bad in ('{"prompt": "sea"}', json.dumps({"prompt": "sea " * 300, "response": "wind"})):
+        rows = (tmp_path / "pool.jsonl").read_text() + bad + "\n"
+        (tmp_path / "bad.jsonl").write_text(rows)
+        flags = ["--model", place / "model", "--pool", tmp_path / "bad.jsonl", "--run", tmp_path / str(len(bad))]
+        asked = ["select", *flags, "--method", "random", "--budget", "4", "--max-length", "200"]
+        assert command(*asked) == 2
+        assert "line 31" in (told := " ".join(capsys.readouterr().err.split()))
+        assert "--on-bad-row skip leaves such rows out" in told
+        assert command(*asked, "--on-bad-row", "skip", "--out", tmp_path / "few.jsonl") == 0
+        capsys.readouterr()
+        assert "1 rows (3.2% of all) could not be used" in (tmp_path / "few.report.html").read_text()

@@ -10,27 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit import pace
-from pursuit.batches import plan_batches
 from pursuit.gradients import extract as module
 from pursuit.inspection.predict import padded_tokens, planned_batches
 from pursuit.recipes import Recipe
 from pursuit.store.features import FeatureStore
 from pursuit.store.shard_files import rows_made, unfinished_path
-from test_extract import EXACT, LENGTHS, TwoCheckpoints, run, shard_bytes
-from test_gradients import with_lora
+from test_extract import EXACT, LENGTHS, checkpoints, model, run, shard_bytes  # noqa: F401
 
 ONE_SHARD = replace(EXACT, projection="sparse", shard_rows=20, batch_tokens=20)
 ROWS = len(LENGTHS)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return with_lora("llama")
-
-
-@pytest.fixture(scope="module")
-def checkpoints(model):
-    return TwoCheckpoints(model)
 
 
 @pytest.fixture
@@ -47,11 +35,11 @@ def killed_after(batches, monkeypatch):
     """Let `batch_features` make so many batches; a list of all rows that it is asked for."""
     real, asked = module.batch_features, []
 
-    def counted(model, encoded, rows, *rest):
+    def counted(of, encoded, rows, *rest):
         if len(asked) == batches:
             raise Killed
         asked.append(list(rows))
-        return real(model, encoded, rows, *rest)
+        return real(of, encoded, rows, *rest)
 
     monkeypatch.setattr(module, "batch_features", counted)
     return asked
@@ -59,7 +47,7 @@ def killed_after(batches, monkeypatch):
 
 @pytest.mark.usefixtures("kept_after_each_batch")
 @pytest.mark.parametrize("batches", [1, 3, 5, 11])
-def test_a_kill_within_a_shard_loses_no_finished_batch(model, checkpoints, tmp_path, monkeypatch, batches):
+def test_a_kill_within_a_shard_loses_no_finished_batch(model, checkpoints, tmp_path, monkeypatch, batches):  # noqa: F811
     run(model, checkpoints, tmp_path / "whole", ONE_SHARD)
     with monkeypatch.context() as patched:
         before = killed_after(batches, patched)
@@ -75,7 +63,7 @@ def test_a_kill_within_a_shard_loses_no_finished_batch(model, checkpoints, tmp_p
 
 @pytest.mark.usefixtures("kept_after_each_batch")
 @pytest.mark.parametrize("harm", ["flip", "cut", "another store's"])
-def test_unfinished_rows_that_cannot_be_trusted_are_made_again(model, checkpoints, tmp_path, monkeypatch, harm):
+def test_unfinished_rows_that_cannot_be_trusted_are_made_again(model, checkpoints, tmp_path, monkeypatch, harm):  # noqa: F811
     run(model, checkpoints, tmp_path / "whole", ONE_SHARD)
     places = {"mine": ONE_SHARD, "other": replace(ONE_SHARD, seed=1)}
     for place, recipe in places.items():
@@ -93,7 +81,7 @@ def test_unfinished_rows_that_cannot_be_trusted_are_made_again(model, checkpoint
     assert shard_bytes(tmp_path / "mine") == shard_bytes(tmp_path / "whole")
 
 
-def test_a_short_shard_is_not_written_twice(model, checkpoints, tmp_path, monkeypatch):
+def test_a_short_shard_is_not_written_twice(model, checkpoints, tmp_path, monkeypatch):  # noqa: F811
     with monkeypatch.context() as patched:
         killed_after(4, patched)
         with pytest.raises(Killed):
@@ -102,7 +90,7 @@ def test_a_short_shard_is_not_written_twice(model, checkpoints, tmp_path, monkey
     assert rows_made(FeatureStore(tmp_path).shard_path(0, 0)) == 0
 
 
-def test_out_of_memory_and_a_kill_together(model, checkpoints, tmp_path, monkeypatch, kept_after_each_batch):
+def test_out_of_memory_and_a_kill_together(model, checkpoints, tmp_path, monkeypatch, kept_after_each_batch):  # noqa: F811
     """Half of a batch that did not fit is made when the kill comes."""
     real = module.batch_features
 
@@ -150,4 +138,3 @@ def test_long_shards_pad_less():
     shares = [1 - lengths.sum() / tokens for tokens in padded]
     assert Recipe().rows_a_shard(len(lengths)) == 1024
     assert shares[1] < 0.75 * shares[0]
-    assert sum(len(batch) for batch in plan_batches(range(512), lengths, 16384)) == 512

@@ -305,25 +305,3 @@ def test_a_mapped_file_does_not_stay_in_memory_and_is_not_changed(tmp_path):
     assert mapped_kib(path) < 30_000
     np.testing.assert_array_equal(mapped[::1000], some)
     assert len(result.indices) == 20
-
-
-def clustered(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """A goal with nearly as many rows as dimensions."""
-    rng = np.random.default_rng(seed)
-    d = int(rng.integers(10, 80))
-    n, k = int(rng.integers(3 * d, 12 * d)), int(d * rng.uniform(0.5, 0.95))
-    rows = rng.standard_normal((8, d))[rng.integers(0, 8, n)] + 0.3 * rng.standard_normal((n, d))
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32).astype(float)
-    goal = rows[rng.integers(0, n, 5)].mean(0) + 0.1 * rng.standard_normal(d) if seed % 2 else rows.mean(0)
-    return rows, goal, k
-
-
-@pytest.mark.parametrize("seed", [94, 331])  # where a swap leaves fewer rows than it found
-def test_a_first_pass_that_ends_short_of_the_budget_has_no_row_left_to_gain_by(seed: int) -> None:
-    rows, goal, k = clustered(seed)
-    found = compressive_pursuit(rows, goal, k)
-    first = found.indices[: found.rank]
-    residual = goal - found.weights[: found.rank] @ rows[first]
-    scores = rows @ residual
-    scores[first] = -np.inf
-    assert found.rank == k or scores.max() <= 1e-6 * np.linalg.norm(residual)

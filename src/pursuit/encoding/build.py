@@ -82,8 +82,7 @@ def encode_pool(
     _write_manifest(folder, settings, records)
     encoded = EncodedPool(folder)
     if pool.on_bad_row == "error" and encoded.refused:  # made when such rows were skipped
-        first = encoded.refused[0]
-        raise DataError(first.reason, path=first.path, line=first.line)
+        raise encoded.refused[0].as_error()
     return encoded
 
 
@@ -167,10 +166,11 @@ def _items(pool: Pool, encoder: Encoder, start: int) -> Iterator[Item]:
             outcome = next(encoded)
             if not isinstance(outcome, DataError):
                 yield item, outcome
-            elif pool.on_bad_row == "error":
-                raise outcome
-            else:
-                yield Refusal(item.path, item.line, outcome.reason, item.row)
+                continue
+            refusal = Refusal(item.path, item.line, outcome.reason, item.row)
+            if pool.on_bad_row == "error":
+                raise refusal.as_error()
+            yield refusal
 
 
 def _shards(items: Iterator[Item], shard_rows: int) -> Iterator[_Shard]:

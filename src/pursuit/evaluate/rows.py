@@ -113,9 +113,10 @@ def read_eval_set(
                 raise encoded
             rows.append(_row(example, encoded))
         except DataError as error:
+            refusal = Refusal(example.path, example.line, error.reason, example.row)
             if pool.on_bad_row == "error":
-                raise
-            refused.append(Refusal(example.path, example.line, error.reason, example.row))
+                raise refusal.as_error() from error
+            refused.append(refusal)
     if not rows:
         raise no_usable_rows(refused)
     return EvalSet(rows, encoder, refused)

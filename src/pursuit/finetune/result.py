@@ -28,10 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from pursuit.errors import StoreError
 from pursuit.files import PARTIAL, read_json, write_json
 from pursuit.models.loading import load_model
+from pursuit.models.trainable import ADAPTER_WEIGHTS
 from pursuit.versions import versions
 
 MANIFEST = "finetune.json"
-ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Finetuned:
     def load_into(self, model: nn.Module) -> None:
         """Copy the trained weights into `model`, in place; it must be made as the trained one was."""
         if self.adapter:
-            set_peft_model_state_dict(cast(PeftModel, model), load_file(self.folder / ADAPTER))
+            set_peft_model_state_dict(cast(PeftModel, model), load_file(self.folder / ADAPTER_WEIGHTS))
             return
         first = next(model.parameters())
         stored = load_model(self.folder, dtype=str(first.dtype).removeprefix("torch."), device=str(first.device))

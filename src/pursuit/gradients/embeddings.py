@@ -22,13 +22,13 @@ from pursuit.errors import ModelError
 from pursuit.gradients.losses import Batch, hidden_losses, mean_by_example
 from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
 from pursuit.gradients.split import SplitModel, split_model
-from pursuit.recipes import Recipe, StoredType
+from pursuit.recipes import SHORTEST_SHARD, Recipe, StoredType
 from pursuit.store.features import FeatureStore
 
 
 def embed(
     model: nn.Module, encoded: EncodedRows, folder: Path, *, provenance: Mapping[str, Any],
-    dtype: StoredType = Recipe.dtype, batch_tokens: int = Recipe.batch_tokens, shard_rows: int = 512,
+    dtype: StoredType = Recipe.dtype, batch_tokens: int = Recipe.batch_tokens, shard_rows: int = SHORTEST_SHARD,
     shards: Iterable[int] | None = None, describe: str = "embeddings",
 ) -> FeatureStore:  # fmt: skip
     """Fill a feature store of one checkpoint with the rows' embeddings and losses; what already stands whole is kept.

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pursuit.errors import DataError
+
+LEAVE_OUT = "--on-bad-row skip leaves such rows out and lists them; `pursuit inspect` shows all of them beforehand."
+
 
 class BadRow(Exception):
     """One row cannot be used; the pool adds file and line and makes it a DataError or a Refusal."""
@@ -56,3 +60,7 @@ class Refusal:
     line: int | None
     reason: str
     row: int | None = None
+
+    def as_error(self) -> DataError:
+        """Where no row may be left out."""
+        return DataError(f"{self.reason}\n{LEAVE_OUT}", path=self.path, line=self.line)

@@ -15,7 +15,6 @@ from pursuit.pool.readers import RawRow, Record, read_rows
 from pursuit.pool.sources import Source, resolve_sources
 
 OnBadRow = Literal["error", "skip"]
-LEAVE_OUT = "--on-bad-row skip leaves such rows out and lists them; `pursuit inspect` shows all of them beforehand."
 
 
 class Pool:
@@ -140,7 +139,7 @@ class Pool:
 
     def _refuse(self, refusal: Refusal) -> Refusal:
         if self.on_bad_row == "error":
-            raise DataError(f"{refusal.reason}\n{LEAVE_OUT}", path=refusal.path, line=refusal.line)
+            raise refusal.as_error()
         return refusal
 
 

@@ -151,7 +151,7 @@ def _about(
     notes: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """What the report shows besides the selection itself."""
-    encoded = stages.encode()
+    encoded, seconds = stages.encode(), stages.timings()
     job = {key: value for key, value in asdict(choice).items() if key not in ("seconds", "subset")}
     return {
         "settings": {"selection": job, **stages.settings.model_dump(mode="json")}, "model": stages.given.model_name,
@@ -159,10 +159,10 @@ def _about(
         "target": target, "render_target": _render_target(stages) if target is not None else None,
         "keep": None if keep.all() else keep,
         "timings": [
-            *((stage, seconds, "") for stage, seconds in stages.timings().items() if not stage.startswith("select ")),
+            *((stage, took, "") for stage, took in seconds.items() if not stage.startswith("select ")),
             (f"select {choice.method}", choice.seconds, ""),
         ],
-        "cost": cost_of(stages, stages.timings(), selector, selection, choice.seconds),
+        "cost": cost_of(stages, seconds, selector, selection, choice.seconds),
         "refused_total": len(encoded.refused),
         "refused": [(r.path, r.line or 0, r.reason) for r in encoded.refused[:500]],
         "duplicates_in_pool": sum(len(group) - 1 for group in duplicate_groups(encoded.rows)), "warnings": notes,

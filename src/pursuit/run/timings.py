@@ -1,4 +1,4 @@
-"""How long each stage took, over all starts; a start that is killed is counted but for its last half minute."""
+"""How long each stage took, over all starts; a start that is killed is counted but for its last seconds."""
 
 from __future__ import annotations
 
