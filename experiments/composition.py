@@ -39,6 +39,15 @@ def compared_choices(run: Run, made: Choices, aimed: Collection[str]) -> list[di
     return facts
 
 
+def shared_rows(lists: Mapping[str, Choices], method: str) -> dict[str, dict[str, float]]:
+    """label → label → share of one's rows that are among the other's, of the first budget and seed."""
+    chosen = {
+        label: next(set(choice.indices.tolist()) for (name, _, _), (choice, _) in made.items() if name == method)
+        for label, made in lists.items()
+    }
+    return {a: {b: len(ours & theirs) / len(ours) for b, theirs in chosen.items()} for a, ours in chosen.items()}
+
+
 def composition_table(facts: Sequence[Mapping[str, Any]]) -> str:
     """A row a selection."""
     collections = list(facts[0]["collections"])

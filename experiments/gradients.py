@@ -28,8 +28,15 @@ OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
         "dimension": 256,
         "projection": "tensorsketch",
     },
+    "256-directions": {"momentum": False, "target_preconditioner": "auto", "dimension": 256, "directions": 0.25},
     "256-factored": {"momentum": False, "target_preconditioner": "auto", "dimension": 256, "projection": "factored"},
     "signs": {"momentum": False, "target_preconditioner": "auto", "dtype": "bits"},
+}
+PROJECTION_SEEDS = (1, 2)  # beside 0
+OTHER_GRADIENTS |= {
+    f"{kind}-seed{seed}": {**OTHER_GRADIENTS[kind], "seed": seed}
+    for kind in ("256-numbers", "256-tensorsketch", "256-directions")
+    for seed in PROJECTION_SEEDS
 }
 ALIKE = {"default": "no-momentum", "no-momentum-both": "no-momentum"}  # only the target's rows differ
 

@@ -275,6 +275,22 @@ def test_all_coordinates_kept(two, finished, tmp_path):
     assert shards(RunFolder(here)) == shards(folder)
 
 
+def test_directions_are_learnt_here_and_used_there(two, finished, tmp_path):
+    values = {**finished.settings.model_dump(mode="json")}
+    values["features"] = {**values["features"], "directions": 0.25}
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        shutil.copytree(finished.folder.path, folder, ignore=shutil.ignore_patterns("features", "settings.json"))
+    Run(here, **values).extract()
+    folder = RunFolder(there)
+    settings = folder.resolve(values)
+    from pursuit.run.workers import fill_on
+
+    Stages(folder, settings, fill_on(two, folder, settings)).features()
+    assert shards(RunFolder(here)) == shards(folder) != shards(finished.folder)
+    assert RunFolder(here).directions.read_bytes() == folder.directions.read_bytes()
+
+
 def test_what_a_cluster_cannot_give_is_said(cluster):
     with pytest.raises(RunError, match="no GPU"):
         engine_for("ray", device="cuda")

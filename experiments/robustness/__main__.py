@@ -12,7 +12,7 @@ from typing import Any
 
 from cyclopts import App
 
-from experiments.composition import compared_choices
+from experiments.composition import compared_choices, shared_rows
 from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.robustness.studies import STUDIES
 from experiments.robustness.study import Folders, cells
@@ -68,6 +68,9 @@ def main(
                 record["residuals"] = made[study.curves, "5%", 0][0].diagnostics["residuals"]
             if study.aimed:
                 record["chosen"] = compared_choices(run, made, study.aimed)
+            if study.overlaps:
+                lists = {label: choices(run, comparison, out / name) for _, label, run, comparison in cells(study)}
+                record["overlaps"] = {method: shared_rows(lists, method) for method in study.overlaps}
             write_json(results / f"robustness-{name}.json", record)
             text = write_table(record, results / f"robustness-{name}.md")
         print(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from experiments.gradients import PROJECTION_SEEDS
 from experiments.robustness.study import GOALS, Changes, Folders, Games, Study
 from experiments.textgames.data import FIRST_TRAINING, Sizes, first_model
 from experiments.textgames.setting import RUN, TRAINING
@@ -70,6 +71,27 @@ def projections(folders: Folders) -> Study:
         "Text games: all weights' gradients brought to d = 256 in three ways; tensorsketch and factored never form "
         "those of the matrices. (At d = 2,048, as elsewhere, this model's matrices are too small to be worth it.)",
         {goal: {label: (games.run(kind), games.comparison(goal)) for label, kind in kinds.items()} for goal in GOALS},
+    )  # fmt: skip
+
+
+def projection_seeds(folders: Folders) -> Study:
+    """What a choice owes to the projection's own seed."""
+    games = Games.made(folders.textgames)
+    kinds = {"sparse": "256-numbers", "tensorsketch": "256-tensorsketch", "directions": "256-directions"}
+    names = {
+        f"{label} {seed}": f"{kind}-seed{seed}" if seed else kind
+        for label, kind in kinds.items()
+        for seed in (0, *PROJECTION_SEEDS)
+    }
+    names["2,048 numbers"] = "default"
+    comparison = games.comparison("targeted", methods=("gtp", "less", "random"))
+    return Study(
+        "Text games: three seeds of each projection to d = 256. *directions* is sparse with a quarter of the numbers for "
+        "the leading directions of 125 rows of the pool and of the target's 123 (`--features.directions 0.25`). A "
+        "method chooses the same rows for each seed of a training, so that ± is of trainings alone, and the seeds of a "
+        "projection show what its noise does.",
+        {"targeted": {label: (games.run(kind), comparison) for label, kind in names.items()}},
+        overlaps=("gtp", "less"),
     )  # fmt: skip
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.robustness.games import budgets, iterations, models, optimizers, projections, schedules, warmups
+from experiments.robustness.games import (
+    budgets,
+    iterations,
+    models,
+    optimizers,
+    projection_seeds,
+    projections,
+    schedules,
+    warmups,
+)
 from experiments.robustness.instructions import mixed_exact, mixed_models, natural_instructions
 from experiments.robustness.playing import played_larger, played_reader
 from experiments.robustness.study import Folders, Study
 
 STUDIES: dict[str, Callable[[Folders], Study]] = {
     "models": models, "optimizers": optimizers, "schedules": schedules, "warmups": warmups, "budgets": budgets,
-    "iterations": iterations, "projections": projections,
+    "iterations": iterations, "projections": projections, "projection-seeds": projection_seeds,
     "played-larger": played_larger, "played-reader": played_reader,
     "mixed-exact": mixed_exact, "mixed-models": mixed_models, "natural-instructions": natural_instructions,
 }  # fmt: skip

@@ -40,12 +40,14 @@ class Study:
         goals: title → label → the run that selects, and the comparison; the labels are the columns of a table.
         aimed: families of a mixed pool whose shares of each choice are shown.
         curves: the method whose residuals by iteration are shown, of the first seed.
+        overlaps: methods of which the choices of all columns are compared with each other, of the first seed.
     """
 
     about: str
     goals: Mapping[str, Mapping[str, tuple[Run, Comparison]]] = field(default_factory=dict)
     aimed: tuple[str, ...] = ()
     curves: str = ""
+    overlaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

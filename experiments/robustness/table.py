@@ -26,6 +26,9 @@ def write_table(record: Record, path: Path) -> str:
         parts += [f"Failed: {name}: {why}" for name, why in failed]
     if "residuals" in record:
         parts += ["## Residual by iteration, relative to the goal's length", _residuals(record["residuals"])]
+    for method, shared in record.get("overlaps", {}).items():
+        lines = [["", *shared], *([a, *(f"{share:.2f}" for share in row.values())] for a, row in shared.items())]
+        parts += [f"## Rows that two choices by {method} share", markdown_table(lines)]
     if "chosen" in record:
         parts += ["## What was chosen", composition_table(record["chosen"])]
     if name == "budgets":

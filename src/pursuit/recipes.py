@@ -107,6 +107,8 @@ class Recipe:
         dtype: of the stored rows, see `pursuit.store.codecs`.
         batch_tokens: padded tokens a batch, which bounds the memory of the pass.
         shard_rows: rows of a shard, within which batches are sorted by length; None: see `rows_a_shard`.
+        directions: file of the directions that are kept exactly, see `pursuit.gradients.directions`; None: a
+            projection alone.
     """
 
     dimension: int = 8192
@@ -117,6 +119,7 @@ class Recipe:
     dtype: StoredType = "float16"
     batch_tokens: int = 2048
     shard_rows: int | None = None
+    directions: str | None = None
 
     def rows_a_shard(self, rows: int) -> int:
         """Rows of a shard, of a pool of so many [ours].

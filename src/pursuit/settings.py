@@ -93,7 +93,7 @@ class Settings(Group):
 
     def feature_recipe(self) -> Recipe:
         """The features' settings as extraction takes them."""
-        values = self.features.model_dump(exclude={"target_preconditioner"})
+        values = self.features.model_dump(exclude={"target_preconditioner", "directions"})
         if values["momentum"] is None:
             values["momentum"] = values["preconditioner"] == "less"
         return Recipe(**values)

@@ -76,6 +76,11 @@ class FeatureSettings(Group):
         "gradients of large matrices are never formed), factored (the same, faster and far noisier), none (all "
         "coordinates).",
     )
+    directions: float = Field(
+        0.0, ge=0, le=0.5, description="Share of d for the directions in which some rows of the pool, and of the target "
+        "that the run begins with, are longest (0.25): with a target a smaller d tells as much. 0: a projection "
+        "alone, as published.",
+    )  # fmt: skip
     preconditioner: Preconditioner = Field(
         Recipe.preconditioner,
         description="adam (the step Adam would take), less (as in LESS' released code), sgd (the gradient), sign.",
@@ -97,6 +102,14 @@ class FeatureSettings(Group):
         None, ge=1, description="Rows a shard, the unit of work; 512 to 8192 by the pool's rows if not given."
     )
     seed: int | None = Field(None, description="Of the projection; --seed at first if not given.")
+
+    @model_validator(mode="after")
+    def _directions_need_a_sketch(self) -> Self:
+        if self.directions and self.projection in ("none", "rademacher"):
+            raise ValueError(f"directions are kept beside a sketch, not with {self.projection}; take sparse")
+        if 0 < self.directions * self.dimension < 1:
+            raise ValueError(f"directions {self.directions} of {self.dimension} numbers are none; take a larger share")
+        return self
 
     @model_validator(mode="after")
     def _signs_need_gradients(self) -> Self:

@@ -74,6 +74,19 @@ def test_methods_choose_what_they_choose_on_the_cpu(place, method):
     assert len(set(chosen[0]) & set(chosen[1])) >= 5, "rounding may tip one"
 
 
+def test_directions_are_those_of_the_cpu(place):
+    """A basis of float32 singular vectors may turn a little; what it leaves of inner products does not."""
+    found = []
+    for device in ("cpu", NAME):
+        settings = {
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}, "features": {**SMALL["features"], "directions": 0.25},
+        }  # fmt: skip
+        run = begun(place, f"directed-{device}", device, **settings)
+        pool, target = (np.asarray(f.checkpoint(1)[:], np.float32) for f in (run.extract(), run.target_features()))
+        found.append(pool @ target.T)
+    np.testing.assert_allclose(found[1], found[0], atol=5e-3)
+
+
 @pytest.mark.slow
 def test_inspect_measures_and_proposes(place):
     found = inspect(model=place / "model", pool=place / "pool.jsonl", device=NAME, autotune=True, **SMALL)

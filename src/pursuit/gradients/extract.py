@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from pursuit.batches import EncodedRows, collate
 from pursuit.errors import ModelError
+from pursuit.files import sha256_file
 from pursuit.gradients.capture import batch_gradients
+from pursuit.gradients.directions import DirectedProjection, read_directions, wide_dimension
 from pursuit.gradients.factors import make_factors
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import Projection, make_projection
@@ -95,13 +97,18 @@ def projections(model: nn.Module, recipe: Recipe) -> tuple[MatrixSketch | None, 
     """What projects matrices before their gradients are formed, if anything does, and what brings the rest to d."""
     parameters = trainable_parameters(model)
     sizes = {name: p.numel() for name, p in parameters.items()}
+    dimension = wide_dimension(recipe.dimension) if recipe.directions else recipe.dimension
     sketch: MatrixSketch | None = None
     if recipe.projection in ("factored", "tensorsketch"):
         make = make_factors if recipe.projection == "factored" else make_tensor_sketch
         device = next(iter(parameters.values())).device
-        sketch = make({n: p.shape for n, p in parameters.items()}, recipe.dimension, recipe.seed, device)
+        sketch = make({n: p.shape for n, p in parameters.items()}, dimension, recipe.seed, device)
         sizes = sketch.sizes
-    return sketch, make_projection(recipe.projection, sum(sizes.values()), recipe.dimension, recipe.seed)
+    projection = make_projection(recipe.projection, sum(sizes.values()), dimension, recipe.seed)
+    if recipe.directions:
+        basis = read_directions(recipe.directions)
+        projection = DirectedProjection(projection, basis, recipe.dimension, recipe.seed)
+    return sketch, projection
 
 
 def finished_store(folder: Path, rows: int, recipe: Recipe, provenance: Mapping[str, Any]) -> FeatureStore | None:
@@ -130,9 +137,10 @@ def open_store(
 
 def _provenance(recipe: Recipe, dimension: int, other: Mapping[str, Any]) -> dict[str, Any]:
     """What shaped the features. The batch size is not part of it: it changes them by rounding only."""
+    directions = {"directions": sha256_file(recipe.directions)} if recipe.directions else {}
     return {
         **other, "dimension": dimension, "projection": recipe.projection, "seed": recipe.seed,
-        "preconditioner": recipe.preconditioner, "momentum": recipe.momentum, "dtype": recipe.dtype,
+        "preconditioner": recipe.preconditioner, "momentum": recipe.momentum, "dtype": recipe.dtype, **directions,
     }  # fmt: skip
 
 

@@ -60,12 +60,15 @@ class SparseProjection:
     where each chunk has a random shift. Two coordinates of one chunk never meet; two of different chunks meet with
     probability 1/d, as in a count sketch, so inner products keep the same mean and mean squared error. Whole chunks are
     added at once, which is about ten times faster on a CPU than scattering single coordinates.
+
+    Args:
+        use: tells apart the random bits of projections with the same seed; two numbers from it on are its own.
     """
 
-    def __init__(self, size: int, dimension: int, seed: int) -> None:
-        self.size, self.dimension, self.seed = size, dimension, seed
+    def __init__(self, size: int, dimension: int, seed: int, *, use: int = 0) -> None:
+        self.size, self.dimension, self.seed, self._use = size, dimension, seed, use
         chunks = -(-size // dimension)
-        self.shifts: list[int] = _generator(seed, 0, 0).integers(0, dimension, chunks).tolist()
+        self.shifts: list[int] = _generator(seed, use, 0).integers(0, dimension, chunks).tolist()
         self._kept: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def start(self, examples: int, device: torch.device) -> Tensor:
@@ -95,7 +98,7 @@ class SparseProjection:
         parts = []
         for number in range(start // SIGN_BLOCK, -(-stop // SIGN_BLOCK)):
             base = number * SIGN_BLOCK
-            parts.append(random_signs(self.seed, 1, number, SIGN_BLOCK)[max(start - base, 0) : stop - base])
+            parts.append(random_signs(self.seed, self._use + 1, number, SIGN_BLOCK)[max(start - base, 0) : stop - base])
         signs = torch.cat(parts).to(device)
         if self.size <= KEPT_SIGNS:
             self._kept[key] = signs

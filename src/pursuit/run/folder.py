@@ -49,13 +49,14 @@ class RunFolder:
         path: the folder, made when first written to.
 
     Attributes:
-        encoded, warmup, features, targets, selections: where each stage's results lie.
+        encoded, warmup, features, targets, selections: where each stage's results lie; directions: a file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.encoded, self.warmup, self.features = self.path / "encoded", self.path / "warmup", self.path / "features"
         self.targets, self.selections = self.path / "targets", self.path / "selections"
+        self.directions = self.path / "directions.safetensors"
         self._timings: dict[str, Timings] = {}
         self.lock_handle: int | None = None  # file descriptor of the lock, while it is held
 

@@ -74,7 +74,7 @@ def _extract_share(run: RunFolder, settings: Settings, share: Share) -> int:
         with run.timed("features", job=f"{share.number}-of-{share.of}"):
             folders = stages.extract_share(share.number, share.of)
     except StoreError as error:
-        if (run.warmup / "warmup.json").exists():
+        if (run.warmup / "warmup.json").exists() and (run.directions.exists() or not settings.features.directions):
             raise
         raise RunError(f"{error}\nDo `pursuit warmup --run {run.path}` once before the jobs are started.") from error
     return sum(len(FeatureStore(store).absent()) for store in folders)

@@ -184,7 +184,7 @@ def cost_of(
     if selector.needs_embeddings:
         needed += ["embeddings", *(["target embeddings"] if wanted else [])]
     elif selector.needs_features:
-        needed += ["warm-up", "features", *(["target"] if wanted else [])]
+        needed += ["warm-up", "directions", "features", *(["target"] if wanted else [])]
     cost: dict[str, float | None] = {
         "selection_seconds": own_seconds + sum(seconds.get(stage, 0.0) for stage in needed)
     }

@@ -98,9 +98,11 @@ class Run:
             return self.stages.encode()
 
     def warmup(self) -> Trajectory:
-        """The warm-up run; also encodes."""
+        """The warm-up run, and the directions that features are to keep, if any; also encodes."""
         with self.folder.locked():
-            return self.stages.warmup(check=True)
+            trajectory = self.stages.warmup(check=True)
+            self.stages.directions(trajectory)
+            return trajectory
 
     def extract(self, *, append: str | Path | Sequence[str | Path] | None = None) -> Features:
         """Gradient features of the pool at every checkpoint; also encodes and warms up.

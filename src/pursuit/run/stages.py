@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pursuit.gradients.embeddings import embed, finished_embeddings
 from pursuit.gradients.extract import extract, finished_store
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
+from pursuit.run.directions import learn_directions, warn_of_unknown
 from pursuit.run.folder import Part, RunFolder
 from pursuit.run.given import Given
 from pursuit.run.parts import JoinedRows, joined_features
@@ -156,9 +158,27 @@ class Stages:
             with self.folder.timed("warm-up"):
                 return warm_up(self.given.model, first, self.folder.warmup, self.settings.warmup_recipe())
 
+    def directions(self, trajectory: Trajectory) -> Path | None:
+        """File of those that features keep exactly, learnt where it is not there; None where none are asked for."""
+        if not self.settings.features.directions:
+            return None
+        if not (place := self.folder.directions).exists():
+            sources = {"pool": self.first_part()}
+            if self.settings.target:
+                encoded, folder = self.encode_target()
+                sources[folder.name] = encoded
+            with self.folder.timed("directions"):
+                learn_directions(place, self.settings, self.given.model, trajectory, sources, self.provenance)
+        return place.absolute()
+
+    def _directed(self, recipe: Recipe, trajectory: Trajectory) -> Recipe:
+        place = self.directions(trajectory)
+        return replace(recipe, directions=str(place)) if place else recipe
+
     def features(self) -> Features:
         """Gradient features of the pool at every checkpoint; also encodes and warms up."""
         rows, trajectory = self.encode(), self.warmup()
+        self.directions(trajectory)
         folders = [part.features for part in self.folder.parts(self.settings.pool)]
         with self.folder.timed("features", stood=all(map(is_full, folders))):
             stores = [self.store(number, trajectory) for number in range(len(self._encoded))]
@@ -200,13 +220,16 @@ class Stages:
         if self.settings.store:
             set_mirror(part.features, f"{self.settings.store}/{part.name}")
         describe = "gradients" if number == 0 else f"gradients, part {number + 1}"
-        return self._filled(part.features, self._encoded[number], trajectory, self.settings.feature_recipe(), describe)
+        recipe = self._directed(self.settings.feature_recipe(), trajectory)
+        return self._filled(part.features, self._encoded[number], trajectory, recipe, describe)
 
     def target_features(self, follows: bool = False) -> Features:
         """Features of the target's rows, same projection; see `Run.target_features`."""
         encoded, folder = self.encode_target()
         trajectory = self.warmup()
-        recipe = self.settings.target_recipe(follows)
+        recipe = self._directed(self.settings.target_recipe(follows), trajectory)
+        if recipe.directions:
+            warn_of_unknown(Path(recipe.directions), folder.name)
         place = folder / ("features" if recipe.preconditioner == "sgd" else "features-as-pool")
         with self._timed_target(folder, "target", stood=is_full(place)):
             store = self._filled(place, encoded, trajectory, recipe, "target gradients")
@@ -253,9 +276,11 @@ class Stages:
         """
         self.opened()
         trajectory = Trajectory(self.folder.warmup)
+        if self.settings.features.directions and not self.folder.directions.exists():
+            raise StoreError(f"{self.folder.directions}: the run's directions are not learnt yet.")
         first, folders = 0, []
         for index, part in enumerate(self.folder.parts(self.settings.pool)):
-            rows, recipe = self._encoded[index], self.settings.feature_recipe()
+            rows, recipe = self._encoded[index], self._directed(self.settings.feature_recipe(), trajectory)
             if self.settings.store:
                 set_mirror(part.features, f"{self.settings.store}/{part.name}")
             count = -(-len(rows) // recipe.rows_a_shard(len(rows)))
