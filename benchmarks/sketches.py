@@ -1,12 +1,13 @@
 """Other ways to keep d numbers of a row: is one of them closer to the row, for nothing?
 
-    python -m benchmarks.sketches RUN [--dimensions 256 1024]
+    python -m benchmarks.sketches RUN [--dimensions 256 1024] [--known 64] [--no-target]
 
 The numbers that stand in a run's store (many: the experiments keep 8,192 in float32) are taken as the rows themselves,
-and each way makes d numbers of them. What is learnt from rows is learnt from a random half of the pool and from the
-target, at all checkpoints together, since TAGCOS and CRAIG add the checkpoints' rows up; everything is measured on the
-other half: rank correlation and root mean square error of the rows' inner products at the last checkpoint, and what
-each method chooses again of the tenth that it chooses from the rows themselves. Means over two seeds of each way.
+and each way makes d numbers of them. What is learnt from rows is learnt from `--known` random rows of the pool (half of
+it without) and from the target, at all checkpoints together, since TAGCOS and CRAIG add the checkpoints' rows up.
+Everything is measured on the other half: rank correlation and root mean square error of the rows' inner products at the
+last checkpoint, and what each method chooses again of the tenth that it chooses from the rows themselves. Means over
+two seeds of each way.
 """
 
 from __future__ import annotations
@@ -85,28 +86,34 @@ WAYS: dict[str, Way] = {
     "principal directions": principal,
     "1 direction + sketch": lambda known, d, random: principal_and_rest(1 / d)(known, d, random),
     "1/8 directions + sketch": principal_and_rest(1 / 8),
+    "1/4 directions + sketch": principal_and_rest(1 / 4),  # as `--features.directions 0.25`
     "1/2 directions + sketch": principal_and_rest(1 / 2),
 }
 
 
 class Held:
-    """A run's rows at every checkpoint: a half to learn from, a half to measure on, and the target's."""
+    """A run's rows at every checkpoint: some to learn from, a half to measure on, and the target's, as each method gets
+    them.
+    """
 
-    def __init__(self, run: Run) -> None:
-        pool, target = run.extract(), run.target_features()  # plain gradients of the target for all methods
+    def __init__(self, run: Run, known: int | None, with_target: bool) -> None:
+        pool, targets = run.extract(), [run.target_features(follows=follows) for follows in (False, True)]
         order = np.random.default_rng(0).permutation(pool.num_rows)
-        known, self.mine = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
-        self.about, self.target_about = pool.rows.take(self.mine), target.rows
+        half = len(order) // 2
+        self.mine = np.sort(order[half:])
+        self.about, self.target_about = pool.rows.take(self.mine), targets[0].rows
         self.weights = pool.weights.tolist()
-        self.rows, self.target = _matrices(pool, self.mine), _matrices(target, np.arange(target.num_rows))
-        self.known = np.concatenate([*_matrices(pool, known), *self.target])
+        self.rows = _matrices(pool, self.mine)
+        self.targets = [_matrices(target, np.arange(target.num_rows)) for target in targets]
+        learnt = _matrices(pool, order[: half if known is None else min(known, half)])
+        self.known = np.concatenate([*learnt, *(rows for target in self.targets if with_target for rows in target)])
 
     def chosen(self, text: str, reduce: Callable[[Rows], Rows]) -> set[int]:
         """The tenth that a method chooses of reduced rows."""
         name, parameters = parse_method(text)
         selector = method(name, **parameters)
         pool = self._features(self.rows, self.about, reduce)
-        target = self._features(self.target, self.target_about, reduce)
+        target = self._features(self.targets[selector.follows_target], self.target_about, reduce)
         uses = selector.needs_target or selector.uses_target
         found = selector.select(pool, len(self.mine) // 10, target=target if uses else None)
         return set(found.indices.tolist())
@@ -126,13 +133,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--known", type=int)
+    parser.add_argument("--no-target", action="store_true")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # the methods' warnings about the pool
-    held = Held(Run(asked.run))
+    held = Held(Run(asked.run), asked.known, not asked.no_target)
     last, upper = held.rows[-1], np.triu_indices(len(held.mine), 1)
     exact = (last @ last.T)[upper]
     whole = {text: held.chosen(text, lambda rows: rows) for text in METHODS}
-    print(f"{asked.run}: {len(held.mine):,} rows of {last.shape[1]:,} numbers, {len(held.target[0])} of the target")
+    print(f"{asked.run}: {len(held.mine):,} rows of {last.shape[1]:,} numbers, {len(held.targets[0][0])} of the target")
     for dimension in asked.dimensions:
         print(f"\nd = {dimension:<24}  rank   error | kept: " + "  ".join(METHODS))
         for name, way in WAYS.items():

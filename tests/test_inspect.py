@@ -23,6 +23,7 @@ from pursuit.inspection import Inspection, inspect, print_inspection
 from pursuit.inspection.terminal import print_prospects
 from pursuit.pool import Pool
 from pursuit.run.run import Run
+from test_run import run_main
 from tiny import CHATML, tiny_model, tiny_tokenizer
 
 MAX_LENGTH = 64
@@ -201,6 +202,15 @@ def test_the_outlook_says_what_select_would_do(model: Path, files: Path, on_bad_
     assert says in found.outlook
     assert says in " ".join(printed(found).split())
     assert (found.pool.usable, found.pool.refused) == (47, 5)
+
+
+@pytest.mark.parametrize(("on_bad_row", "status"), [("error", 1), ("skip", 0)])
+def test_the_command_ends_with_a_status(
+    model: Path, files: Path, on_bad_row: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = ["--pool", str(files / "a.jsonl"), "--on-bad-row", on_bad_row, "--no-measure"]
+    code, text = run_main("inspect", "--model", model, *pool, capsys=capsys)
+    assert code == status, text
 
 
 def test_a_pool_without_a_usable_row_is_shown_and_not_only_refused(model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from pursuit.errors import DataError, SettingsError
-from pursuit.pool import Pool, write_subset
+from pursuit.pool import Pool, check_table, write_subset
 
 LINES = [f'{{"text":  "row {number}", "n": {number}.0}}'.encode() for number in range(50)]
 ORDER = [41, 3, 17, 0, 3, 49]
@@ -70,13 +70,26 @@ def test_json_rows_with_different_fields_become_one_table(tmp_path: Path) -> Non
     assert written.to_pylist() == [{"text": "b", "n": 1}, {"text": "a", "n": None}]
 
 
-def test_sources_with_different_columns_cannot_become_one_table(tmp_path: Path) -> None:
+def test_a_column_that_a_source_lacks_is_null_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "a.parquet")
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
     pool = Pool([tmp_path / "a.parquet", tmp_path / "b.jsonl"])
-    with pytest.raises(DataError, match=r"a\.parquet has \(text: string, n: int64\) and .*b\.jsonl has \(text: string"):
+    check_table(pool, tmp_path / "out.parquet")
+    written = pq.read_table(write_subset(pool, [1, 0], tmp_path / "out.parquet"))
+    assert written.to_pylist() == [{"text": "b", "n": None}, {"text": "a", "n": 1}]
+
+
+def test_columns_of_one_name_and_two_types_cannot_become_one_table(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "b", "n": "one"}\n')
+    pool = Pool([tmp_path / "a.parquet", tmp_path / "b.jsonl"])
+    said = r"b\.jsonl has \(text: string, n: string\), which does not go with .*a\.parquet \(text: string, n: int64\)"
+    with pytest.raises(DataError, match=said):
+        check_table(pool, tmp_path / "out.parquet")
+    with pytest.raises(DataError, match=said):
         write_subset(pool, [0, 1], tmp_path / "out.parquet")
     assert not list(tmp_path.glob("out*"))
+    check_table(pool, tmp_path / "out.jsonl")
     write_subset(pool, [0, 1], tmp_path / "out.jsonl")
 
 

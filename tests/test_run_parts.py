@@ -100,3 +100,22 @@ def test_the_command_line_appends_and_exports_an_earlier_selection(grown, capsys
     exported = ("export", "--run", folder / "run", "--to", "messages", "--out", folder / "out.jsonl")
     assert run_main(*exported, capsys=capsys)[0] == 0
     assert len((folder / "out.jsonl").read_text().splitlines()) == len(earlier)
+
+
+def test_bad_rows_of_an_appended_file_can_be_skipped_from_then_on(place, tmp_path, capsys):  # noqa: F811
+    write_rows(tmp_path / "a.jsonl", 20, seed=1)
+    lines = write_rows(tmp_path / "b.jsonl", 10, seed=2)
+    (tmp_path / "b.jsonl").write_bytes(b"\n".join([lines[0], b'{"prompt": 3}', *lines[1:]]) + b"\n")
+    Run(tmp_path / "run", model=place / "model", pool=tmp_path / "a.jsonl", **SMALL).extract()
+    append = ("extract", "--run", tmp_path / "run", "--append", tmp_path / "b.jsonl")
+    code, text = run_main(*append, capsys=capsys)
+    assert code == 2, text
+    assert "b.jsonl, line 2" in " ".join(text.split())
+    assert "--on-bad-row skip" in text
+    code, text = run_main(*append, "--on-bad-row", "skip", capsys=capsys)
+    assert code == 0, text
+    run = Run(tmp_path / "run")
+    assert run.extract().num_rows == 30
+    assert [refusal.line for refusal in run.encode().refused] == [2]
+    with pytest.raises(RunError, match="on_bad_row: the run has 'skip', now 'error'"):
+        Run(tmp_path / "run", on_bad_row="error")

@@ -36,3 +36,17 @@ def test_a_flag_without_its_value_is_another_mistake(capsys):
     code, said = run_main("select", "--run", capsys=capsys)
     assert code == 2
     assert "requires an argument" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "shown", "hidden"),
+    [
+        ("export", "--train-on", "--model"),
+        ("evaluate", "--adapter", "--pool"),
+        ("finetune", "--lora.rank", "--warmup.epochs"),
+    ],
+)
+def test_help_lists_the_settings_that_a_command_uses(command, shown, hidden, capsys):
+    _, text = run_main(command, "--help", capsys=capsys)
+    assert shown in text
+    assert hidden not in text

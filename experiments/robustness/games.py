@@ -86,8 +86,8 @@ def projection_seeds(folders: Folders) -> Study:
     names["2,048 numbers"] = "default"
     comparison = games.comparison("targeted", methods=("gtp", "less", "random"))
     return Study(
-        "Text games: three seeds of each projection to d = 256. *directions* is sparse with a quarter of the numbers for "
-        "the leading directions of 125 rows of the pool and of the target's 123 (`--features.directions 0.25`). A "
+        "Text games: three seeds of each projection to d = 256. *directions* is sparse with a quarter of the numbers "
+        "for the leading directions of 125 rows of the pool and of the target's 123 (`--features.directions 0.25`). A "
         "method chooses the same rows for each seed of a training, so that ± is of trainings alone, and the seeds of a "
         "projection show what its noise does.",
         {"targeted": {label: (games.run(kind), comparison) for label, kind in names.items()}},

@@ -77,7 +77,7 @@ class FeatureSettings(Group):
         "coordinates).",
     )
     directions: float = Field(
-        0.0, ge=0, le=0.5, description="Share of d for the directions in which some rows of the pool, and of the target "
+        0.0, ge=0, le=0.5, description="Share of d for the directions in which some rows of the pool, and of a target "
         "that the run begins with, are longest (0.25): with a target a smaller d tells as much. 0: a projection "
         "alone, as published.",
     )  # fmt: skip

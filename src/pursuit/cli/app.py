@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
+from pydantic import create_model
 
 from pursuit.errors import SettingsError
 from pursuit.settings import Job, Settings, job_from, merge, read_yaml
@@ -27,7 +28,22 @@ whatever was interrupted goes on where it stopped when the same command is start
     suppress_keyboard_interrupt=False,  # `main` says that nothing is lost
 )
 
+READ_WITH = ("fields", "source_field", "train_on")  # how rows are read that are handed on
 Flags = Annotated[Settings | None, Parameter(name="*")]
+
+
+def flags_of(*names: str) -> Any:
+    """Like `Flags`, but `--help` lists these settings alone. Others are still read, so that a command can say that it
+    does not use them.
+    """
+    hidden: dict[str, Any] = {
+        name: (Annotated[field.annotation, Parameter(show=False)], field)
+        for name, field in Settings.model_fields.items()
+        if name not in names
+    }
+    return Annotated[create_model("Settings", __base__=Settings, **hidden) | None, Parameter(name="*")]
+
+
 Folder = Annotated[Path | None, Parameter(help="Run folder: keeps everything, and can be gone on with.")]
 Config = Annotated[Path | None, Parameter(help="YAML file with the same settings; flags override it.")]
 Price = Annotated[float | None, Parameter(validator=Number(gte=0))]

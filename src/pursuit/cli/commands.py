@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pursuit.cli.app import READ_WITH
 from pursuit.engine import engine_for
 from pursuit.errors import DataError, RunError, SettingsError
 from pursuit.export.formats import TrainerFormat
 from pursuit.export.subset import Result, publish
-from pursuit.pool import Pool, check_subset_path
+from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.run.export import export_selection, export_subset
 from pursuit.run.jobs import Share, extract_share
 from pursuit.run.run import Run
@@ -56,6 +57,8 @@ def select_from_arrays(
     array = load_array(features)
     count = parse_budget(budget, len(array))
     pool = Pool(settings["pool"], fields=settings.get("fields")) if settings.get("pool") else None
+    if pool is not None:
+        check_table(pool, subset)
     if pool is not None and pool.count_rows() != len(array):
         raise DataError(f"{features} has {len(array):,} rows but the pool has {pool.count_rows():,}.")
     sources = None if pool is None else [example.source for example in pool]
@@ -104,15 +107,14 @@ def export_for_trainer(
         raise SettingsError("--selection and --subset: give one of them.")
     if subset is None and run is None:
         raise SettingsError("name what to export: --run FOLDER with --selection NAME, or --subset FILE.")
-    read_with = ("fields", "source_field", "train_on")
-    if unused := sorted(set(settings) - set(read_with)):
-        raise SettingsError(f"{', '.join(unused)}: not used by export, which takes {', '.join(read_with)}.")
+    if unused := sorted(set(settings) - set(READ_WITH)):
+        raise SettingsError(f"{', '.join(unused)}: not used by export, which takes {', '.join(READ_WITH)}.")
     source = None if run is None else Run(run, **settings)
     if subset is None:
         assert source is not None  # checked above
         done = export_selection(source, selection, cast(TrainerFormat, to), out)
     else:
-        given = settings if source is None else {name: getattr(source.settings, name) for name in read_with}
+        given = settings if source is None else {name: getattr(source.settings, name) for name in READ_WITH}
         done = export_subset(subset, cast(TrainerFormat, to), out, **given)
     output.print(Text.assemble((f"{done.count:,} rows  ", "bold"), str(done.path)))
     for note in done.notes:

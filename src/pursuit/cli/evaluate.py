@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import Config, Flags, app, given, parse_parameters
+from pursuit.cli.app import Config, Flags, app, flags_of, given, parse_parameters
 from pursuit.errors import RunError, SettingsError
 from pursuit.settings import Settings, merge, read_yaml, settings_from
 
@@ -21,6 +21,10 @@ USED = (
     "model", "adapter", "revision", "trust_remote_code", "dtype", "device", "attention", "fields", "source_field",
     "on_bad_row", "max_length", "chat_template", "train_on",
 )  # fmt: skip
+if TYPE_CHECKING:
+    UsedFlags = Flags
+else:
+    UsedFlags = flags_of(*USED)
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 
@@ -29,7 +33,7 @@ def evaluate(
     *, eval: Names = None, metrics: Names = None, run: Path | None = None, out: Path | None = None,
     scorer: Names = None, player: Names = None, max_new_tokens: int | None = None, first_line: bool = False,
     ignore_case: bool = False, batch_tokens: int | None = None, lm_eval: Names = None,
-    lm_eval_param: Names = None, config: Config = None, settings: Flags = None,
+    lm_eval_param: Names = None, config: Config = None, settings: UsedFlags = None,
 ) -> None:  # fmt: skip
     """Score a model on held-out rows: loss, exact match, multiple choice, your own functions, and lm-eval's tasks.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import Flags, app, given, parse_parameters
-from pursuit.finetune.recipe import FineTune
+from pursuit.cli.app import Flags, app, flags_of, given, parse_parameters
+from pursuit.finetune.recipe import USED, FineTune
 
+if TYPE_CHECKING:
+    UsedFlags = Flags
+else:
+    UsedFlags = flags_of(*USED)
 Parameters = Annotated[
     list[str] | None, Parameter(name="--param", help="More parameters of --online: --param strata=5 schedule=anneal")
 ]
@@ -25,7 +29,7 @@ def finetune(
     warmup_ratio: float = FineTune.warmup_ratio, weight_decay: float = FineTune.weight_decay,
     max_grad_norm: float = FineTune.max_grad_norm, optimizer: str = FineTune.optimizer,
     precision: Literal["auto", "float32", "bfloat16"] = "auto", online: str | None = None, prune: float | None = None,
-    param: Parameters = None, settings: Flags = None,
+    param: Parameters = None, settings: UsedFlags = None,
 ) -> None:  # fmt: skip
     """Train a model on a subset (or a pool): a LoRA, or all its weights.
 

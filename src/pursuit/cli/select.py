@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import Assignments, Config, Flags, Folder, app, given, parse_parameters, read_job
+from pursuit.cli.app import (
+    READ_WITH,
+    Assignments,
+    Config,
+    Flags,
+    Folder,
+    app,
+    flags_of,
+    given,
+    parse_parameters,
+    read_job,
+)
 from pursuit.errors import SettingsError
 from pursuit.settings import Job, Settings, merge
 
+if TYPE_CHECKING:
+    ReadingFlags = Flags
+else:
+    ReadingFlags = flags_of(*READ_WITH)
 Quotas = Annotated[
     list[str] | None, Parameter(name="--quota", help="Shares of the budget for several targets: --quota mmlu=2 bbh=1; "
                                 "a method says in `pursuit methods` what it does without.")
@@ -122,7 +137,7 @@ def methods() -> None:
 @app.command
 def export(
     *, to: str, out: Path, run: Folder = None, selection: str | None = None, subset: Path | None = None,
-    settings: Flags = None,
+    settings: ReadingFlags = None,
 ) -> None:  # fmt: skip
     """Write chosen rows in the form that a trainer reads, with their weights in the column `weight`.
 

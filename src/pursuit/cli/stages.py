@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from pursuit.cli.app import Config, Flags, Folder, Price, app, resolve
@@ -14,7 +15,7 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
     """Show what will be learnt from, before any heavy work.
 
     Rendered examples with the response tokens marked, lengths, truncation, duplicates, sources, refused rows, and the
-    hours, gigabytes and memory that the run will take.
+    hours, gigabytes and memory that the run will take. Ends with status 1 if select would stop at these rows.
 
     Args:
         examples: How many rendered examples to show.
@@ -26,7 +27,8 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
     from pursuit.inspection import inspect_pool
 
     folder, values = resolve(run, config, settings, needs_run=False)
-    inspect_pool(folder, values, examples, measure, autotune, price_per_hour, currency)
+    if inspect_pool(folder, values, examples, measure, autotune, price_per_hour, currency).obstacle is not None:
+        sys.exit(1)
 
 
 @app.command

@@ -18,7 +18,7 @@ from pursuit.batches import EncodedRows
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.errors import RunError, SettingsError
 from pursuit.export.subset import read_chosen
-from pursuit.finetune.recipe import FineTune
+from pursuit.finetune.recipe import ROWS, TRAINED, USED, FineTune
 from pursuit.finetune.result import Finetuned, read_record
 from pursuit.finetune.run import check_folder, check_optimizer, finetune, finished
 from pursuit.models.loading import load_model, load_tokenizer, model_fingerprint, settled_dtype
@@ -33,10 +33,6 @@ from pursuit.settings import Settings, merge, settings_from
 if TYPE_CHECKING:
     from pursuit.online import BatchSelector
 
-ROWS = ("fields", "source_field", "on_bad_row", "max_length", "chat_template", "train_on")
-MODEL = ("model", "revision", "trust_remote_code", "dtype", "device", "attention")
-TRAINED = ("adapter", "weights", "lora")
-USED = frozenset({*ROWS, *MODEL, *TRAINED, "pool", "seed"})
 OF_THE_MACHINE = ("dtype", "device", "attention")  # a run's own say nothing about where one trains later
 
 
@@ -145,7 +141,7 @@ def _chooser(name: str | None, parameters: Mapping[str, Any]) -> BatchSelector |
 
 def _settings(source: Source, given: Mapping[str, Any], full: bool) -> Settings:
     """A run's settings with what was given over them, or the given alone."""
-    if unused := sorted(set(given) - USED):
+    if unused := sorted(set(given) - set(USED)):
         raise SettingsError(f"{', '.join(unused)}: not used by finetune.")
     named = [("--subset", source.subset), ("--selection", source.selection), ("--pool", given.get("pool"))]
     several = [flag for flag, value in named if value]
@@ -173,7 +169,7 @@ def _stored(source: Source) -> dict[str, Any]:
         return {}
     if not (source.run / "settings.json").exists():
         raise RunError(f"{source.run}: there is no run in this folder. Give --model without --run, or another folder.")
-    wanted = USED - {"pool", *OF_THE_MACHINE}
+    wanted = set(USED) - {"pool", *OF_THE_MACHINE}
     return {name: value for name, value in RunFolder(source.run).resolve({}).model_dump().items() if name in wanted}
 
 

@@ -65,12 +65,14 @@ def inspect(
 def inspect_pool(
     folder: Path, values: Mapping[str, Any], examples: int, measure: bool, autotune: bool = False,
     price_per_hour: float | None = None, currency: str = "",
-) -> None:  # fmt: skip
+) -> Inspection:  # fmt: skip
     """The command: `inspect`, printed as it becomes known; `Path("")` for no folder."""
     console = Console()
     with _opened(None if folder == Path() else folder, values, examples) as look:
         print_findings(look.inspection, console)
-        print_prospects(_with_prediction(look, measure, autotune), console, price_per_hour, currency)
+        found = _with_prediction(look, measure, autotune)
+        print_prospects(found, console, price_per_hour, currency)
+        return found
 
 
 @dataclass(frozen=True)

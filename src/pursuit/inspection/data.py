@@ -276,8 +276,8 @@ class Inspection:
     warnings: tuple[str, ...] = ()
 
     @property
-    def outlook(self) -> str:
-        """What `select` would do with these rows."""
+    def obstacle(self) -> str | None:
+        """What `select` would stop at; None if it would choose."""
         if not self.pool.usable:
             return "select would stop: no row of the pool can be used."
         if self.on_bad_row == "error":
@@ -291,5 +291,12 @@ class Inspection:
                     )
         if self.target is not None and not self.target.pool.usable:
             return "select would stop when it needs the target: no row of it can be used."
+        return None
+
+    @property
+    def outlook(self) -> str:
+        """What `select` would do with these rows."""
+        if (obstacle := self.obstacle) is not None:
+            return obstacle
         without = f", without the {self.pool.refused:,} refused" if self.pool.refused else ""
         return f"select would choose from {self.pool.usable:,} rows{without}."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pursuit.pool.examples import Example, Message, Refusal
 from pursuit.pool.pool import Pool, no_usable_rows
-from pursuit.pool.write import check_subset_path, write_subset
+from pursuit.pool.write import check_subset_path, check_table, write_subset
 
-__all__ = ["Example", "Message", "Pool", "Refusal", "check_subset_path", "no_usable_rows", "write_subset"]
+__all__ = [
+    "Example", "Message", "Pool", "Refusal", "check_subset_path", "check_table", "no_usable_rows", "write_subset",
+]  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -15,11 +16,13 @@ import pyarrow.parquet as pq
 
 from pursuit.errors import DataError, SettingsError
 from pursuit.files import atomic_path, make_folder
+from pursuit.pool.examples import BadRow
 from pursuit.pool.pool import Pool
-from pursuit.pool.readers import Record, arrow_schema
+from pursuit.pool.readers import Record, arrow_schema, read_rows
 from pursuit.pool.sources import Source
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+HEAD = 50  # rows of a source that tell its columns
 SUBSET_ENDINGS = (*JSON_LINES, ".parquet")
 
 
@@ -31,6 +34,20 @@ def check_subset_path(out_path: str | Path) -> Path:
     return path
 
 
+def check_table(pool: Pool, out_path: str | Path) -> None:
+    """If the subset is to be Parquet: a DataError if the first rows of the pool's sources do not fit into one table."""
+    if not str(out_path).endswith(".parquet"):
+        return
+    tables = []
+    for source in pool.sources:
+        records = []
+        for row in islice(read_rows(source), HEAD):
+            with suppress(BadRow):  # such rows are told of elsewhere
+                records.append(row.load()[0])
+        tables.append((source.path, _source_table(source, records)))
+    _one_table(tables)
+
+
 def write_subset(pool: Pool, rows: Sequence[int] | np.ndarray, out_path: str | Path) -> Path:
     """Write the rows of these ordinals, in this order (a repeated one is written again), atomically.
 
@@ -39,7 +56,7 @@ def write_subset(pool: Pool, rows: Sequence[int] | np.ndarray, out_path: str | P
 
     Raises:
         SettingsError: the file's name ends otherwise than .jsonl, .jsonl.gz, .jsonl.zst, .parquet.
-        DataError: a row does not exist or cannot be used, or for Parquet: the sources have different columns.
+        DataError: a row does not exist or cannot be used, or for Parquet: columns of one name have different types.
     """
     path = check_subset_path(out_path)
     order = np.asarray(rows, dtype=np.int64).reshape(-1)
@@ -87,15 +104,23 @@ def _table(pool: Pool, ascending: np.ndarray) -> pa.Table:
     records: dict[str, list[Record]] = {}
     for example, record in pool.take_records(ascending):
         records.setdefault(example.path, []).append(record)
-    tables = [(path, _source_table(by_path[path], rows)) for path, rows in records.items()]
-    first_path, first = tables[0]
-    for path, table in tables[1:]:
-        if not table.schema.equals(first.schema):
+    return _one_table([(path, _source_table(by_path[path], rows)) for path, rows in records.items()])
+
+
+def _one_table(tables: Sequence[tuple[str, pa.Table]]) -> pa.Table:
+    """Of all sources; a column that one of them lacks is null there."""
+    joined: pa.Table | None = None
+    for path, table in tables:
+        try:
+            joined = table if joined is None else pa.concat_tables([joined, table], promote_options="default")
+        except pa.ArrowException as error:
+            first = tables[0][0]
             raise DataError(
-                f"a Parquet subset needs the same columns in every source, but {first_path} has ({_columns(first)}) "
-                f"and {path} has ({_columns(table)}). Write .jsonl instead."
-            )
-    return pa.concat_tables([table for _, table in tables])
+                f"a Parquet subset needs columns of one name to have one type in every source, but {path} has "
+                f"({_columns(table)}), which does not go with {first} ({_columns(tables[0][1])}). Write .jsonl instead."
+            ) from error
+    assert joined is not None  # a pool has sources
+    return joined
 
 
 def _source_table(source: Source, records: list[Record]) -> pa.Table:

@@ -95,7 +95,8 @@ class RunFolder:
         settings = settings_from(merge(stored, settled))
         # a setting that is younger than the run has its default there
         before, now = settings_from(stored).model_dump(mode="json"), settings.model_dump(mode="json")
-        if changed := differences(before, now, free=LATER if self._only_tokens() else ()):
+        free = [*(LATER if self._only_tokens() else ()), *(["on_bad_row"] if before["on_bad_row"] == "error" else [])]
+        if changed := differences(before, now, free=free):
             raise RunError(
                 f"{self.path}: this run was begun with other settings.\n  " + "\n  ".join(changed)
                 + "\nLeave them out to go on with this run, or choose another --run folder."
@@ -105,16 +106,16 @@ class RunFolder:
     def begin(self, settings: Settings) -> None:
         """Store the settings: from now on the folder is theirs. Called when the first stage has succeeded with them.
 
-        Those of later stages may change until one of them has begun.
+        Those of later stages may change until one of them has begun; and bad rows, so far an error, may be skipped from
+        now on.
         """
         path, now = self.path / "settings.json", settings.model_dump(mode="json")
         if not path.exists():
             write_json(path, now)
-        elif self._only_tokens():
-            stored = read_json(path)
-            later = {name: now[name] for name in LATER}
-            if any(stored.get(name) != value for name, value in later.items()):
-                write_json(path, stored | later)
+            return
+        stored, may_change = read_json(path), ["on_bad_row", *(LATER if self._only_tokens() else ())]
+        if changed := {name: now[name] for name in may_change if stored.get(name) != now[name]}:
+            write_json(path, stored | changed)
 
     def _only_tokens(self) -> bool:
         """Whether nothing stands, or is begun, that hangs on more than the rows' tokens."""

@@ -27,7 +27,7 @@ from pursuit.errors import RunError, SelectionError, SettingsError
 from pursuit.export.subset import Result, refuse_shared_table, written
 from pursuit.files import refuse_overwriting
 from pursuit.models.loading import settled_dtype
-from pursuit.pool import Pool, check_subset_path
+from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.pool.sources import split_name
 from pursuit.progress import say
 from pursuit.run.folder import RunFolder
@@ -178,6 +178,7 @@ class Run:
         if subset is not None:
             refuse_overwriting(written(subset), self.stages.inputs())
             refuse_shared_table(subset)
+            check_table(self.stages.pool, subset)
         seed = self.settings.seed if seed is None else seed
         with self.folder.locked():
             target_rows = self._target_rows(chosen)

@@ -76,9 +76,10 @@ class Gtp(Following):
         shares = np.array([len(found.indices) for found in pursued])
         similar = comparison.most_similar(trajectory.rows, trajectory.goals, shares)
         residuals, skipped = {}, []
+        most = min(comparison.FITTED, self.memory_bytes // (8 * trajectory.rows.shape[1]))
         for curve, found, top, goal in zip(curves, pursued, similar, trajectory.goals, strict=True):
-            if len(top) > comparison.FITTED:
-                skipped.append(f"{curve}: more than {comparison.FITTED:,} rows are not fitted for comparison")
+            if len(top) > most:
+                skipped.append(f"{curve}: more than {most:,} rows are not fitted for comparison")
             elif len(top):
                 residual = comparison.smallest_residual(np.asarray(trajectory.rows[top], np.float64), goal)
                 residuals[curve.replace(self.name, SIMILAR, 1)] = [residual] * len(found.curve)
