@@ -62,4 +62,4 @@ def _basis(run: Run) -> list[Any]:
     shaping = {key: value for key, value in run.settings.model_dump(mode="json").items() if key not in FREE}
     for place in ("model", "pool", "target"):  # known by what is in them
         shaping.pop(place, None)
-    return [run.stages.manifests(), target, run.stages.given.model_digest, shaping, versions()["pursuit"]]
+    return [run.stages.tokens.manifests(), target, run.stages.given.model_digest, shaping, versions()["pursuit"]]

@@ -132,7 +132,7 @@ class _Trained:
     @cached_property
     def data_digest(self) -> str:
         """Of the tokens of all rows that the model could be trained on."""
-        return fingerprint(self.run.stages.manifests() if self.encoded is None else self.encoded.manifest)
+        return fingerprint(self.run.stages.tokens.manifests() if self.encoded is None else self.encoded.manifest)
 
     @property
     def num_rows(self) -> int:

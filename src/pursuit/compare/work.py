@@ -146,7 +146,7 @@ def _rows(job: Job, settings: Settings) -> EncodedRows:
     if job.encoded is not None:
         return EncodedPool(job.encoded)
     run = RunFolder(job.run)
-    return Stages(run, run.resolve({})).opened()
+    return Stages(run, run.resolve({})).tokens.opened()
 
 
 def _selection(job: Job) -> Selection | None:

@@ -28,7 +28,7 @@ from pursuit.pool import Pool, Refusal
 from pursuit.progress import say
 from pursuit.run.leaks import find_leaks
 from pursuit.run.run import Run
-from pursuit.run.stages import Rows
+from pursuit.run.tokens import Rows
 from pursuit.settings import merge, settings_from
 
 __all__ = ["Inspection", "Prediction", "inspect", "inspect_pool", "print_inspection"]
@@ -117,7 +117,7 @@ def _lenient(run: Run, paths: list[str]) -> Pool:
 def _encode(run: Run, pool: Pool, temporary: Path, stands: bool) -> tuple[Rows | None, list[Refusal]]:
     """That of a run that stands; otherwise a temporary one, which lists the bad rows instead of stopping at them."""
     if stands:  # it is checked and opened, which costs the run no time
-        encoded = run.stages.checked()
+        encoded = run.stages.tokens.checked()
         return encoded, encoded.refused
     return encode_or_refuse(pool, run.encoder, temporary / "encoded")
 

@@ -26,7 +26,7 @@ from pursuit.inspection.data import (
     Truncation,
 )
 from pursuit.pool import Pool, Refusal
-from pursuit.run.stages import Rows
+from pursuit.run.tokens import Rows
 
 UNLIMITED = 2**31 - 1  # tokens: no row is cut
 BATCH_ROWS = 256  # rows tokenised in one call

@@ -21,7 +21,7 @@ from pursuit.inspection.memory import estimated_peak, total_memory
 from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.progress import say
 from pursuit.recipes import Recipe
-from pursuit.run.stages import Rows
+from pursuit.run.tokens import Rows
 from pursuit.settings import Settings
 from pursuit.store.codecs import row_bytes
 from pursuit.warmup.plan import Plan

@@ -38,8 +38,8 @@ def export_selection(
     path = _not_an_input(check_out(to, out), run.pool)
     if not isinstance(selection, Selection):
         selection = Selection.load(find_selection(run.folder.selections, selection))
-    encoded = run.stages.opened()
-    if run.stages.pool_changed() or selection.num_rows > len(encoded):  # fewer: rows were appended since
+    encoded = run.stages.tokens.opened()
+    if run.stages.tokens.pool_changed() or selection.num_rows > len(encoded):  # fewer: rows were appended since
         raise StoreError(f"{run.folder.path}: the pool has changed since its rows were selected. Select again.")
     ordinals = encoded.rows["row"].to_numpy()[selection.indices]
     by_row = {example.row: example for example in run.pool.take(ordinals)}

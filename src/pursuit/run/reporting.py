@@ -18,7 +18,8 @@ from pursuit.overview import report_data
 from pursuit.overview.agreement import agreement as agreement_of
 from pursuit.report import AgreementData, write_report
 from pursuit.run.narrowing import kept_rows, narrowed
-from pursuit.run.stages import Rows, Stages
+from pursuit.run.stages import Stages
+from pursuit.run.tokens import Rows
 from pursuit.selectors import Selection, Selector, method
 from pursuit.store.features import Features
 from pursuit.warmup.plan import Plan
@@ -178,7 +179,7 @@ def cost_of(
     stages: Stages, seconds: Mapping[str, float], selector: Selector, selection: Selection, own_seconds: float
 ) -> dict[str, float | None]:
     """Seconds of the stages that the method needs, and of training for the warm-up's epochs at its pace."""
-    settings, encoded, first = stages.settings, stages.encode(), stages.first_part()
+    settings, encoded, first = stages.settings, stages.encode(), stages.tokens.parts()[0]
     needed = ["encode"]
     wanted = selector.needs_target or (selector.uses_target and settings.target)
     if selector.needs_embeddings:

@@ -35,7 +35,8 @@ from pursuit.run.jobs import OnDevices
 from pursuit.run.narrowing import kept_rows, narrowed, widened
 from pursuit.run.reporting import Choice, publish_choice, report_again
 from pursuit.run.saved import find_selection
-from pursuit.run.stages import Fill, Rows, Stages
+from pursuit.run.stages import Fill, Stages
+from pursuit.run.tokens import Rows
 from pursuit.run.workers import fill_on
 from pursuit.selectors import Selector, check_budget, method, parse_budget
 from pursuit.settings import Settings
@@ -139,7 +140,7 @@ class Run:
         if twice := {source.path for source in self.pool.sources} & {source.path for source in more.sources}:
             raise RunError(f"{', '.join(sorted(twice))}: already in this run. Append only files that are new.")
         part = self.folder.part(len(parts), paths)
-        self.stages.encode_new(part)
+        self.stages.tokens.encode_new(part)
         self.folder.append(part)
         self.stages = Stages(self.folder, s, self._fill())
         self.pool = self.stages.pool

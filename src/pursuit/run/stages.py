@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -19,10 +18,11 @@ from pursuit.gradients.extract import extract, finished_store
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
 from pursuit.run.directions import learn_directions, warn_of_unknown
-from pursuit.run.folder import Part, RunFolder
+from pursuit.run.folder import RunFolder
 from pursuit.run.given import Given
-from pursuit.run.parts import JoinedRows, joined_features
+from pursuit.run.parts import joined_features
 from pursuit.run.timings import Timings, added_up
+from pursuit.run.tokens import Rows, Tokens
 from pursuit.selectors import Selector
 from pursuit.settings import Settings
 from pursuit.store.features import Features, FeatureStore, is_full
@@ -30,7 +30,6 @@ from pursuit.store.mirror import Mirror, set_mirror
 from pursuit.warmup import warm_up
 from pursuit.warmup.trajectory import Trajectory
 
-Rows = EncodedPool | JoinedRows
 Fill = Callable[[EncodedPool, Path, Recipe, Mapping[str, Any], str], None]  # rows, folder, …, provenance, description
 
 
@@ -46,7 +45,7 @@ class Stages:
     def __init__(self, folder: RunFolder, settings: Settings, fill: Fill | None = None) -> None:
         self.folder, self.settings, self._fill_elsewhere = folder, settings, fill
         self.given = Given(folder.path, settings)
-        self._encoded: list[EncodedPool] = []
+        self.tokens = Tokens(folder, settings, self.given)
         settings.warmup_recipe(), settings.feature_recipe()  # what cannot be used is found before anything heavy
         if settings.store:
             Mirror(settings.store)
@@ -65,71 +64,7 @@ class Stages:
 
     def encode(self) -> Rows:
         """Tokens and response masks of every usable row."""
-        parts = self.folder.parts(self.settings.pool)
-        if len(self._encoded) < len(parts):
-            for part in parts[len(self._encoded) :]:
-                with self.folder.timed("encode", stood=(part.encoded / MANIFEST).exists()):
-                    self._encoded.append(self._encode(part))
-            self.folder.begin(self.settings)
-        return self.joined(self._encoded)
-
-    def manifests(self) -> list[Mapping[str, Any]]:
-        """What the tokens of each part are: counts, settings, checksums."""
-        self.encode()
-        return [rows.manifest for rows in self._encoded]
-
-    def encode_new(self, part: Part) -> None:
-        """Tokens of a part that has not joined the run yet: rows that cannot be used are found before it does."""
-        if (part.encoded / MANIFEST).exists():  # finished, but killed before it had joined: perhaps of other files
-            shutil.rmtree(part.encoded)
-        with self.folder.timed("encode"):
-            self._encode(part)
-
-    def _encode(self, part: Part) -> EncodedPool:
-        return encode_pool(self.given.pool(part.paths), self.given.encoder, part.encoded)
-
-    def opened(self) -> Rows:
-        """The tokens as they stand, without a look at the pool's files; for jobs on other machines.
-
-        Raises:
-            StoreError: they are not there, or damaged.
-        """
-        if not self._encoded:
-            self._encoded = [EncodedPool(part.encoded) for part in self.folder.parts(self.settings.pool)]
-        return self.joined(self._encoded)
-
-    def checked(self) -> Rows:
-        """The tokens as they stand, if the pool's files are still those that were encoded; nothing is written.
-
-        Raises:
-            StoreError: they are others.
-        """
-        parts = self.folder.parts(self.settings.pool)
-        return self.joined([self._encode(part) for part in parts])
-
-    def first_part(self) -> EncodedPool:
-        """The rows that the run began with, and warmed up on."""
-        self.encode()
-        return self._encoded[0]
-
-    def pool_changed(self) -> bool:
-        """Whether the pool's files are no longer those that were encoded."""
-        self.opened()
-        parts = self.folder.parts(self.settings.pool)
-        return any(
-            rows.manifest["settings"]["pool"] != self.given.pool(part.paths).fingerprint()
-            for part, rows in zip(parts, self._encoded, strict=True)
-        )
-
-    def joined(self, encoded: Sequence[EncodedPool]) -> Rows:
-        """The parts' rows as one."""
-        if len(encoded) == 1:
-            return encoded[0]
-        first_rows, row = [], 0
-        for part in encoded:
-            first_rows.append(row)
-            row += len(part) + sum(refusal.row is not None for refusal in part.refused)
-        return JoinedRows(encoded, first_rows)
+        return self.tokens.encode()
 
     def warmup(self, *, check: bool = False) -> Trajectory:
         """The finished trajectory, for which no model is needed, or the warm-up on the first part that makes it.
@@ -137,8 +72,7 @@ class Stages:
         Args:
             check: read all of a finished one, and make again what is damaged.
         """
-        self.encode()
-        first, manifest = self._encoded[0], self.folder.warmup / "model.json"
+        first, manifest = self.tokens.parts()[0], self.folder.warmup / "model.json"
         model = {"model": self.given.model_digest, "data": first.manifest["settings"]}
         if manifest.exists() and read_json(manifest) != model:
             before = read_json(manifest)
@@ -163,7 +97,7 @@ class Stages:
         if not self.settings.features.directions:
             return None
         if not (place := self.folder.directions).exists():
-            sources = {"pool": self.first_part()}
+            sources = {"pool": self.tokens.parts()[0]}
             if self.settings.target:
                 encoded, folder = self.encode_target()
                 sources[folder.name] = encoded
@@ -181,8 +115,8 @@ class Stages:
         self.directions(trajectory)
         folders = [part.features for part in self.folder.parts(self.settings.pool)]
         with self.folder.timed("features", stood=all(map(is_full, folders))):
-            stores = [self.store(number, trajectory) for number in range(len(self._encoded))]
-            parts = [store.features(part.rows) for store, part in zip(stores, self._encoded, strict=True)]
+            stores = [self.store(number, trajectory) for number in range(len(self.tokens.parts()))]
+            parts = [store.features(part.rows) for store, part in zip(stores, self.tokens.parts(), strict=True)]
             return joined_features(parts, rows.rows)
 
     def embeddings(self) -> Features:
@@ -191,7 +125,7 @@ class Stages:
         with self.folder.timed("embeddings", stood=all(is_full(part.embeddings) for part in parts)):
             found = [
                 self._embedded(part.embeddings, encoded, "embeddings").features(encoded.rows)
-                for part, encoded in zip(parts, self._encoded, strict=True)
+                for part, encoded in zip(parts, self.tokens.parts(), strict=True)
             ]
             return joined_features(found, rows.rows)
 
@@ -221,7 +155,7 @@ class Stages:
             set_mirror(part.features, f"{self.settings.store}/{part.name}")
         describe = "gradients" if number == 0 else f"gradients, part {number + 1}"
         recipe = self._directed(self.settings.feature_recipe(), trajectory)
-        return self._filled(part.features, self._encoded[number], trajectory, recipe, describe)
+        return self._filled(part.features, self.tokens.parts()[number], trajectory, recipe, describe)
 
     def target_features(self, follows: bool = False) -> Features:
         """Features of the target's rows, same projection; see `Run.target_features`."""
@@ -274,13 +208,13 @@ class Stages:
         Returns:
             the store folders.
         """
-        self.opened()
+        self.tokens.opened()
         trajectory = Trajectory(self.folder.warmup)
         if self.settings.features.directions and not self.folder.directions.exists():
             raise StoreError(f"{self.folder.directions}: the run's directions are not learnt yet.")
         first, folders = 0, []
         for index, part in enumerate(self.folder.parts(self.settings.pool)):
-            rows, recipe = self._encoded[index], self._directed(self.settings.feature_recipe(), trajectory)
+            rows, recipe = self.tokens.parts()[index], self._directed(self.settings.feature_recipe(), trajectory)
             if self.settings.store:
                 set_mirror(part.features, f"{self.settings.store}/{part.name}")
             count = -(-len(rows) // recipe.rows_a_shard(len(rows)))
