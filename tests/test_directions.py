@@ -101,10 +101,14 @@ def test_a_file_of_directions_that_is_damaged_says_what_to_do(tmp_path):
     with pytest.raises(StoreError, match="Delete it"):
         read_directions(str(path))
     write_directions(path, orthonormal(8, 2), 8, ["a"])
-    assert module.known_targets(path) == ["a"]
-    path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(StoreError, match="Delete it"):
-        read_directions(str(path))
+    assert read_directions(str(path)).targets == ("a",)
+    whole = path.read_bytes()
+    for damaged in (whole[:20], whole[:-4] + b"oops", whole.replace(b'[\\"a\\"]', b'[\\"b\\"]')):
+        assert damaged != whole
+        read_directions.cache_clear()
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match="Delete it"):
+            read_directions(str(path))
 
 
 def begun(place, folder, **more):  # noqa: F811
@@ -144,7 +148,7 @@ def test_a_run_keeps_what_the_target_tells_far_better_than_a_sketch(place, whole
 
 def test_its_rows_are_those_of_a_wide_run_times_the_written_matrix(place, whole, tmp_path):  # noqa: F811
     pool, _ = wide_rows(place, tmp_path / "wide")
-    basis = read_directions(str(whole.folder.directions))
+    basis = read_directions(str(whole.folder.directions)).basis
     map_ = DirectedProjection(make_projection("none", len(basis), len(basis), 0), basis, 64, 0)
     expected = torch.nn.functional.normalize(project(map_, torch.from_numpy(pool).float()), dim=1)
     found = np.asarray(whole.extract().checkpoint(1)[:], np.float32)
@@ -197,7 +201,7 @@ def test_a_later_target_uses_the_same_directions_and_is_told_of(place, whole, tm
 def test_without_a_target_the_pool_alone_is_known(place, tmp_path):  # noqa: F811
     run = begun(place, tmp_path / "run", target=[])
     run.extract(append=place / "target.jsonl")
-    assert module.known_targets(run.folder.directions) == []
+    assert read_directions(str(run.folder.directions)).targets == ()
     assert run.extract().num_rows == 128
     assert len(run.select("tagcos", 6, clusters=3, out=tmp_path / "out.jsonl").selection) == 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,16 @@ import torch
 
 from pursuit.errors import RunError, StoreError
 from pursuit.export.subset import write_table
-from pursuit.files import PARTIAL, atomic_path, fingerprint, read_json, write_json, write_tensors
+from pursuit.files import (
+    PARTIAL,
+    atomic_path,
+    fingerprint,
+    full_disk_told,
+    read_json,
+    write_json,
+    write_record,
+    write_tensors,
+)
 
 WRITERS = {
     "json": lambda path: write_json(path, {"a": [1] * 20_000}),
@@ -96,3 +106,22 @@ def test_damaged_json_names_its_file(tmp_path):
 def test_fingerprints_ignore_the_order_of_keys():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_a_record_vouches_for_its_content(tmp_path):
+    path = tmp_path / "record.json"
+    value = {"weights": (0.5, 0.25), "names": {1: "ä"}, "none": None}
+    write_record(path, value)
+    assert read_json(path) == {"weights": [0.5, 0.25], "names": {"1": "ä"}, "none": None}
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(StoreError, match=r"record\.json: is damaged"):
+        read_json(path)
+
+
+def test_a_full_disk_is_told_whoever_finds_it(tmp_path):
+    text = os.strerror(errno.ENOSPC)
+    for error in (OSError(errno.ENOSPC, text), Exception(f"I/O error: {text} (os error 28)")):
+        with pytest.raises(RunError, match="model: the disk is full"), full_disk_told(tmp_path / "model"):
+            raise error
+    with pytest.raises(ValueError, match="other"), full_disk_told(tmp_path):
+        raise ValueError("other")

@@ -84,6 +84,26 @@ def test_a_finished_one_is_not_trained_again(copied: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in copied.iterdir()} == before
 
 
+@pytest.mark.parametrize("harm", ["cut off", "missing"])
+def test_a_model_that_is_not_as_it_was_written_is_trained_again(copied: Path, harm: str) -> None:
+    weights = copied / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    if harm == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(before[:-8])
+    again = finetune(new_model(), Rows(20), copied, short(), tokenizer=tiny_tokenizer(), made_with={"model": "tiny"})
+    assert weights.read_bytes() == before
+    assert len((copied / "log.jsonl").read_text().splitlines()) == again.steps == 6
+
+
+def test_a_record_that_was_changed_says_what_to_delete(copied: Path) -> None:
+    record = copied / "finetune.json"
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    with pytest.raises(StoreError, match=r"finetune\.json: is damaged.*Delete the folder"):
+        finetune(new_model(), Rows(20), copied, short(), made_with={"model": "tiny"})
+
+
 def test_a_folder_of_another_training_is_refused_naming_what_differs(copied: Path) -> None:
     with pytest.raises(StoreError, match=r"begun with learning_rate = 0\.01, not 0\.02"):
         finetune(new_model(), Rows(20), copied, short(learning_rate=0.02), made_with={"model": "tiny"})

@@ -14,9 +14,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pursuit.errors import RunError, SettingsError, StoreError
+from pursuit.errors import PursuitError, RunError, SettingsError, StoreError
 
 METADATA = "pursuit"  # the one metadata key of our safetensors files
+CHECKSUM = "checksum"  # key in a record
 PARTIAL = ".partial"  # suffix of a file still being written; never read, overwritten by the next start
 
 
@@ -38,14 +39,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"{path}: the disk is full. Free some space and start the same command again: "
-                "everything finished so far is kept."
-            ) from error
+        if _is_full(error):
+            raise _full(path) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise _unwritable(path, error) from error
         raise
+
+
+@contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """A full disk is a RunError that names the path, also where a library raises an error of its own."""
+    try:
+        yield
+    except PursuitError:
+        raise
+    except Exception as error:
+        if _is_full(error):
+            raise _full(path) from error
+        raise
+
+
+def _is_full(error: Exception) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error)
+
+
+def _full(path: Path) -> RunError:
+    return RunError(
+        f"{path}: the disk is full. Free some space and start the same command again: "
+        "everything finished so far is kept."
+    )
 
 
 @contextmanager
@@ -116,12 +139,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` with a checksum, which `read_json` verifies: for what decides whether results stand."""
+    write_json(path, {**value, CHECKSUM: _checksum(value)})
+
+
 def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is a StoreError that names it."""
+    """Read JSON; a damaged file is a StoreError that names it, a checksum is verified and left out."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise StoreError(f"{path}: cannot be read as JSON ({error}). Delete it and start again.") from error
+    if isinstance(value, dict) and CHECKSUM in value and value.pop(CHECKSUM) != _checksum(value):
+        raise StoreError(f"{path}: is damaged, or was changed by hand (checksum). Delete it and start again.")
+    return value
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return fingerprint(json.loads(json.dumps(value)))  # as it is read: keys of text, lists for tuples
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> None:

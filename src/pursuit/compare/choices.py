@@ -9,7 +9,7 @@ from typing import Any
 
 from pursuit.compare.plan import Comparison, cell_folder, parse_method
 from pursuit.errors import StoreError
-from pursuit.files import fingerprint, read_json, write_json
+from pursuit.files import fingerprint, read_json, write_record
 from pursuit.progress import progress
 from pursuit.run.run import Run
 from pursuit.selectors import Selection, method
@@ -52,7 +52,7 @@ def _choice(run: Run, text: str, budget: str | int | float, seed: int, folder: P
     result = run.select(method(name, **parameters), budget, seed=seed)
     seconds = result.cost.get("selection_seconds")
     result.selection.save(folder)
-    write_json(folder / MADE, {"method": text, "budget": budget, "seed": seed, "selection_seconds": seconds})
+    write_record(folder / MADE, {"method": text, "budget": budget, "seed": seed, "selection_seconds": seconds})
     return result.selection, seconds
 
 

@@ -16,7 +16,7 @@ from pursuit.compare.plan import cell_folder
 from pursuit.encoding import EncodedPool
 from pursuit.errors import PursuitError
 from pursuit.evaluate import evaluate, named_functions, read_eval_set
-from pursuit.files import fingerprint, read_json, write_json
+from pursuit.files import fingerprint, read_json, write_record
 from pursuit.finetune import FineTune, finetune
 from pursuit.models.loading import load_model, load_tokenizer
 from pursuit.models.trainable import prepare_trainable
@@ -93,7 +93,7 @@ def carry_out(job: Job) -> dict[str, Any]:
         result = _carry_out(job)
     except PursuitError as error:
         return {"failed": str(error)}
-    write_json(job.folder / RESULT, result)
+    write_record(job.folder / RESULT, result)
     return result
 
 

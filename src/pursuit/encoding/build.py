@@ -23,7 +23,7 @@ from pursuit.encoding.store import (
     tokens_path,
 )
 from pursuit.errors import DataError, StoreError
-from pursuit.files import atomic_path, read_json, sha256_file, write_json, write_tensors
+from pursuit.files import atomic_path, read_json, sha256_file, write_json, write_record, write_tensors
 from pursuit.pool.examples import Example, Refusal
 from pursuit.pool.pool import Pool, no_usable_rows
 from pursuit.progress import Advance, progress
@@ -125,6 +125,8 @@ def _prepare(folder: Path, settings: dict[str, Any]) -> None:
         try:
             found = read_json(path)
         except StoreError:
+            if (folder / MANIFEST).is_file():
+                raise
             found = {}
         if found == settings:
             return
@@ -135,9 +137,9 @@ def _prepare(folder: Path, settings: dict[str, Any]) -> None:
                 else f"{key} was {found.get(key)!r}, is now {settings.get(key)!r}" for key in differing
             )  # fmt: skip
             raise StoreError(f"{folder}: holds an encoding made from something else: {named}. Choose another folder.")
-        for record in folder.glob("shard-*.json"):
-            record.unlink()  # without its record a shard counts as not written
-    write_json(path, settings)
+    for record in folder.glob("shard-*.json"):
+        record.unlink()  # without its record a shard counts as not written; without settings it may be of other rows
+    write_record(path, settings)
 
 
 def _batches(stream: Iterator[Example | Refusal]) -> Iterator[list[Example | Refusal]]:
@@ -221,7 +223,7 @@ def _write_shard(folder: Path, number: int, first_index: int, start: int, shard:
         "rows_sha256": sha256_file(rows_path(folder, number)),
         "refused": [asdict(refusal) for refusal in shard.refused],
     }
-    write_json(record_path(folder, number), record)
+    write_record(record_path(folder, number), record)
     return record
 
 
@@ -242,7 +244,7 @@ def _write_manifest(folder: Path, settings: dict[str, Any], records: list[dict[s
     refused = [refusal for record in records for refusal in record["refused"]]
     write_json(folder / "refused.json", refused)
     shards = [{key: value for key, value in record.items() if key != "refused"} for record in records]
-    write_json(
+    write_record(
         folder / MANIFEST,
         {
             "settings": settings,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pursuit.errors import StoreError
-from pursuit.files import atomic_path, fingerprint, read_json, write_json
+from pursuit.files import atomic_path, fingerprint, read_json, write_record
 from pursuit.progress import progress
 
 FOLDER = "parts"
@@ -65,7 +65,7 @@ class Parts:
         except (StoreError, KeyError, TypeError):
             pass
         made = compute()
-        write_json(path, {"made_from": wanted, "value": made})
+        write_record(path, {"made_from": wanted, "value": made})
         return made
 
     def _fingerprint(self, name: str, settings: Mapping[str, Any]) -> str:

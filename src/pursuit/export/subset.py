@@ -94,7 +94,10 @@ def read_chosen(subset: Path, rows: int, otherwise: str = "") -> pa.Table:
             f"there{otherwise}.",
             path=str(path),
         )
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read ({error}). Select again, or put it back.", path=str(path)) from error
     if table.num_rows != rows:
         raise DataError(f"has {table.num_rows:,} rows, but {subset} has {rows:,}.", path=str(path))
     digest = (table.schema.metadata or {}).get(SUBSET_DIGEST)
@@ -113,7 +116,10 @@ def refuse_shared_table(subset: Path) -> None:
     stem = table.name.removesuffix(f".{CHOSEN}")
     if not table.exists():
         return
-    digest = (pq.read_schema(table).metadata or {}).get(SUBSET_DIGEST, b"").decode()
+    try:
+        digest = (pq.read_schema(table).metadata or {}).get(SUBSET_DIGEST, b"").decode()
+    except (pa.ArrowException, OSError):  # a damaged one tells nothing, and is written anew
+        return
     for other in (subset.with_name(stem + ending) for ending in SUBSET_ENDINGS):
         if other != subset and other.is_file() and sha256_file(other) == digest:
             raise SettingsError(

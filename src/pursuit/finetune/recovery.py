@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pursuit.errors import StoreError
-from pursuit.files import read_json, sha256_file, write_json, write_tensors, write_text
+from pursuit.files import full_disk_told, read_json, sha256_file, write_record, write_tensors, write_text
 from pursuit.finetune.recipe import FineTune
 from pursuit.models.trainable import trainable_parameters
 from pursuit.training.choosing import BatchSelection
@@ -92,7 +92,7 @@ class FineTuneRecorder(Recorder):
         (folder / RECORD).unlink(missing_ok=True)
         write_tensors(folder / WEIGHTS, parameters)
         write_tensors(folder / STATE, state)
-        write_json(
+        write_record(
             folder / RECORD,
             {
                 "step": step, "losses": self.losses, "learning_rates": self.learning_rates, "examples": self.examples,
@@ -121,14 +121,14 @@ class FineTuneRecorder(Recorder):
         }  # fmt: skip
         if self.figures:
             line["batch_selection"] = {name: float(f"{value:.6g}") for name, value in self.figures.items()}
-        with open(self.folder / LOG, "a", encoding="utf-8") as log:
+        with full_disk_told(self.folder / LOG), open(self.folder / LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
         super().on_step_end(args, state, control, **kwargs)
 
     def _cut_log(self) -> None:
         """Leave out what was logged after the checkpoint gone on from, and a line torn in the middle."""
         path = self.folder / LOG
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(_whole(lines)[: self.begun_at]))
 
 

@@ -14,7 +14,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,9 +26,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from pursuit.errors import StoreError
-from pursuit.files import PARTIAL, read_json, write_json
+from pursuit.files import PARTIAL, full_disk_told, read_json, sha256_file, write_record
 from pursuit.models.loading import load_model
 from pursuit.models.trainable import ADAPTER_WEIGHTS
+from pursuit.progress import say
 from pursuit.versions import versions
 
 MANIFEST = "finetune.json"
@@ -90,25 +91,55 @@ class Finetuned:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """`finetune.json`; empty where there is none."""
-    return read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    """`finetune.json`; empty where there is none.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    if not (folder / MANIFEST).exists():
+        return {}
+    try:
+        return dict(read_json(folder / MANIFEST))
+    except StoreError as error:
+        what = f"{folder / MANIFEST}: is damaged, so that nothing vouches for the model beside it"
+        raise StoreError(f"{what}. Delete the folder, or choose another one.") from error
 
 
 def begin_record(folder: Path, made_from: Mapping[str, Any]) -> None:
     """Write down what a training is made from before it starts."""
-    write_json(folder / MANIFEST, {"finished": False, "made_from": dict(made_from), "versions": versions()})
+    write_record(folder / MANIFEST, {"finished": False, "made_from": dict(made_from), "versions": versions()})
 
 
-def finish_record(done: Finetuned) -> None:
-    """Write down that it is finished, and what came out of it."""
+def finish_record(done: Finetuned, files: Sequence[str]) -> None:
+    """Write down that it is finished, what came out of it, and the digests of its files."""
     result = {name: value for name, value in asdict(done).items() if name != "folder"}
-    write_json(done.folder / MANIFEST, {**read_record(done.folder), "finished": True, "result": result})
+    digests = {name: sha256_file(done.folder / name) for name in files}
+    record = {**read_record(done.folder), "finished": True, "result": result, "sha256": digests}
+    write_record(done.folder / MANIFEST, record)
 
 
-def write_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """Save the trained weights as others read them: aside first, then moved file by file."""
+def is_finished(folder: Path) -> bool:
+    """Whether there is a finished one whose files are as they were written; what is damaged is told of."""
+    record = read_record(folder)
+    if not record.get("finished"):
+        return False
+    for name, digest in record.get("sha256", {}).items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != digest:
+            say(f"{path}: {'damaged' if path.is_file() else 'missing'}; it is trained again")
+            return False
+    return True
+
+
+def write_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> list[str]:
+    """Save the trained weights as others read them: aside first, then moved file by file; returns the files' names."""
     aside = folder / f"model{PARTIAL}"
     shutil.rmtree(aside, ignore_errors=True)
+    with full_disk_told(folder):
+        return _saved(model, tokenizer, folder, aside)
+
+
+def _saved(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path, aside: Path) -> list[str]:
     saved = cast(Any, model)
     if isinstance(model, PeftModel):
         saved.save_pretrained(aside, save_embedding_layers=False)  # they are frozen; "auto" would ask the hub
@@ -117,11 +148,13 @@ def write_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, fol
         saved.save_pretrained(aside)
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
-    for path in sorted(aside.iterdir()):
-        with open(path, "rb+") as handle:
+    names = sorted(path.name for path in aside.iterdir())
+    for name in names:
+        with open(aside / name, "rb+") as handle:
             os.fsync(handle.fileno())
-        os.replace(path, folder / path.name)
+        os.replace(aside / name, folder / name)
     aside.rmdir()
+    return names
 
 
 def reset_peak(device: torch.device) -> None:

@@ -26,6 +26,7 @@ from pursuit.finetune.result import (
     Finetuned,
     begin_record,
     finish_record,
+    is_finished,
     peak_memory,
     read_record,
     reset_peak,
@@ -97,7 +98,7 @@ def finetune(
     used = _rows(rows, recipe, selection, weights)
     made_from = describe(recipe, rows, used, batch_selection, made_with)
     _claim(folder, {**made_from, FIRST_WEIGHTS: weights_digest(trainable_parameters(model))})
-    if read_record(folder).get("finished"):
+    if is_finished(folder):
         done = Finetuned.load(folder)
         done.load_into(model)
         return done
@@ -115,14 +116,14 @@ def finetune(
             train(model, task, recorder)
         else:
             recorder.restore_weights(model)
-    write_model(model, tokenizer, folder)
+    files = write_model(model, tokenizer, folder)
     done = Finetuned(
         folder=folder, adapter=isinstance(model, PeftModel), trained_parameters=parameter_count(model),
         rows=len(plan.rows), steps=plan.last_step, epochs=plan.last_step / plan.steps_per_epoch,
         losses=tuple(recorder.losses), examples=recorder.examples, tokens=recorder.tokens,
         learnt_tokens=recorder.learnt_tokens, seconds=recorder.seconds, peak_memory_bytes=peak_memory(device),
     )  # fmt: skip
-    finish_record(done)
+    finish_record(done, files)
     remove_recovery(folder)
     return done
 
@@ -139,9 +140,9 @@ def finished(
     Raises:
         StoreError: it was made from something else.
     """
-    record = read_record(Path(folder))
-    if not record.get("finished"):
+    if not is_finished(Path(folder)):
         return None
+    record = read_record(Path(folder))
     made_from = describe(recipe, rows, _rows(rows, recipe, selection, weights), batch_selection, made_with)
     if (before := _but_first_weights(record["made_from"])) != made_from:
         raise made_from_other(Path(folder), NAME, before, made_from)

@@ -17,9 +17,12 @@ so it is small; and the same at all checkpoints, as methods add these up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pursuit.errors import StoreError
-from pursuit.files import tensor_metadata, write_tensors
+from pursuit.files import fingerprint, tensor_metadata, write_tensors
 from pursuit.gradients.project import Projection, SparseProjection, random_permutation, random_signs
 
 WIDEST_SHARE = 0.5  # of d for directions: what is left needs the rest
@@ -114,28 +117,46 @@ def mixed(rows: Tensor) -> Tensor:
 
 def write_directions(path: Path, basis: Tensor, dimension: int, targets: Sequence[str]) -> None:
     """Keep them in a file, with the d that they are for and the digests of the targets whose rows were known."""
-    write_tensors(path, {"directions": basis.contiguous()}, {"dimension": dimension, "targets": list(targets)})
+    about = {"dimension": dimension, "targets": list(targets)}
+    write_tensors(path, {"directions": basis}, {**about, "content": _digest(basis, about)})
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What stands in a file.
+
+    Attributes:
+        basis: (D, m) float32.
+        targets: digests of the targets whose rows were known.
+        digest: of all of it.
+    """
+
+    basis: Tensor
+    targets: tuple[str, ...]
+    digest: str
 
 
 @cache
-def read_directions(path: str) -> Tensor:
-    """(D, m) float32.
+def read_directions(path: str) -> Directions:
+    """Read and verified once a process.
 
     Raises:
         StoreError: the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as handle:
-            found: Tensor = handle.get_tensor("directions")
-            return found
-    except (OSError, SafetensorError) as error:
+            basis, about = handle.get_tensor("directions"), tensor_metadata(handle)
+        digest = about.pop("content", "")
+        if digest != _digest(basis, about):
+            raise ValueError("checksum")
+        return Directions(basis, tuple(about["targets"]), digest)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise StoreError(
-            f"{path}: missing or unreadable ({error}), and the run's features hang on it. Delete it, and go on with "
-            "the run: it is made again, and features that it does not fit are refused."
+            f"{path}: missing or damaged ({error}), and the run's features hang on it. Delete it, and start the same "
+            "command again: it is made again from the same rows."
         ) from error
 
 
-def known_targets(path: Path) -> list[str]:
-    """Digests of the targets whose rows were known."""
-    with safe_open(str(path), framework="pt") as handle:
-        return list(tensor_metadata(handle)["targets"])
+def _digest(basis: Tensor, about: Mapping[str, Any]) -> str:
+    content = basis.contiguous().flatten().view(torch.uint8).numpy().data
+    return hashlib.sha256(content).hexdigest()[:32] + fingerprint(about)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from pursuit.batches import EncodedRows, collate
 from pursuit.errors import ModelError
-from pursuit.files import sha256_file
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.directions import DirectedProjection, read_directions, wide_dimension
 from pursuit.gradients.factors import make_factors
@@ -106,7 +105,7 @@ def projections(model: nn.Module, recipe: Recipe) -> tuple[MatrixSketch | None, 
         sizes = sketch.sizes
     projection = make_projection(recipe.projection, sum(sizes.values()), dimension, recipe.seed)
     if recipe.directions:
-        basis = read_directions(recipe.directions)
+        basis = read_directions(recipe.directions).basis
         projection = DirectedProjection(projection, basis, recipe.dimension, recipe.seed)
     return sketch, projection
 
@@ -137,7 +136,7 @@ def open_store(
 
 def _provenance(recipe: Recipe, dimension: int, other: Mapping[str, Any]) -> dict[str, Any]:
     """What shaped the features. The batch size is not part of it: it changes them by rounding only."""
-    directions = {"directions": sha256_file(recipe.directions)} if recipe.directions else {}
+    directions = {"directions": read_directions(recipe.directions).digest} if recipe.directions else {}
     return {
         **other, "dimension": dimension, "projection": recipe.projection, "seed": recipe.seed,
         "preconditioner": recipe.preconditioner, "momentum": recipe.momentum, "dtype": recipe.dtype, **directions,

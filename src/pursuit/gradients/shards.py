@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pursuit.batches import EncodedRows, plan_batches
 from pursuit.errors import DataError, StoreError
-from pursuit.files import fingerprint, one_at_a_time, read_json, write_json
+from pursuit.files import fingerprint, one_at_a_time, read_json, write_record
 from pursuit.progress import Advance, progress, say
 from pursuit.store.codecs import empty_rows, encode
 from pursuit.store.features import FeatureStore
@@ -43,7 +43,7 @@ def begin_store(
         if path.exists():
             refuse_other_settings(folder, read_json(path), manifest)
         else:
-            write_json(path, manifest)
+            write_record(path, manifest)
     return FeatureStore(folder)
 
 

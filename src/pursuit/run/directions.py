@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pursuit.encoding import EncodedPool
-from pursuit.gradients.directions import known_targets, leading_directions, wide_dimension, write_directions
+from pursuit.gradients.directions import leading_directions, read_directions, wide_dimension, write_directions
 from pursuit.gradients.extract import extract
 from pursuit.settings import Settings
 from pursuit.warmup.trajectory import Trajectory
@@ -82,7 +82,7 @@ def learn_directions(
 
 def warn_of_unknown(place: Path, target: str) -> None:
     """Say that a target's rows were not among the known."""
-    if target not in known_targets(place):
+    if target not in read_directions(str(place)).targets:
         warnings.warn(
             "the directions that this run keeps exactly were learnt without this target, so its rows are kept little "
             "better than by a projection alone. A choice in a run that begins with it hangs less on the projection.",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pursuit.errors import RunError
+from pursuit.errors import RunError, StoreError
 from pursuit.files import read_json, write_json
 from pursuit.run.timings import Timings, added_up
 from pursuit.settings import LATER, Settings, differences, merge, settings_from
@@ -65,6 +65,11 @@ class RunFolder:
         path = self.path / "parts.json"
         appended = read_json(path) if path.exists() else []
         more = [self.part(number, paths) for number, paths in enumerate(appended, start=1)]
+        if self.part(len(more) + 1, []).features.exists():  # made only of what has joined
+            raise StoreError(
+                f"{path}: is missing or damaged: it names {len(more)} appended parts, and {self.path / 'parts'} has "
+                "more. Put it back, or choose another run folder."
+            )
         return [Part(0, pool, self.encoded, self.features), *more]
 
     def part(self, number: int, paths: list[str]) -> Part:

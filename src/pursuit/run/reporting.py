@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pursuit.encoding import duplicate_groups, render_tokens
 from pursuit.errors import SettingsError, StoreError
 from pursuit.export.subset import CHOSEN, REPORT, Result, beside, chosen_table, publish
-from pursuit.files import fingerprint, read_json, refuse_overwriting, write_json
+from pursuit.files import fingerprint, read_json, refuse_overwriting, write_record
 from pursuit.overview import report_data
 from pursuit.overview.agreement import agreement as agreement_of
 from pursuit.report import AgreementData, write_report
@@ -72,7 +72,7 @@ def publish_choice(
     result = publish(
         selection, features, stages.pool, subset, **_about(stages, choice, selector, selection, target, keep, notes)
     )  # fmt: skip
-    write_json(folder / CHOICE, {**asdict(choice), "subset": str(subset.absolute())})
+    write_record(folder / CHOICE, {**asdict(choice), "subset": str(subset.absolute())})
     return result
 
 

@@ -64,7 +64,12 @@ class Run:
         self._target_given = bool(settings.get("target"))
         self.settings: Settings = _settled(self.folder.resolve(_plain(settings)))
         self.stages = Stages(self.folder, self.settings, self._fill())
-        self.pool = self.stages.pool
+        _ = self.pool  # what is missing is found now
+
+    @property
+    def pool(self) -> Pool:
+        """The rows to choose from, appended ones too."""
+        return self.stages.pool
 
     @cached_property
     def engine(self) -> Engine:
@@ -143,7 +148,6 @@ class Run:
         self.stages.tokens.encode_new(part)
         self.folder.append(part)
         self.stages = Stages(self.folder, s, self._fill())
-        self.pool = self.stages.pool
 
     def select(
         self, selector: Selector | str = "tagcos", budget: str | int | float = "5%", *, seed: int | None = None,

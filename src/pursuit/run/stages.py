@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pursuit.encoding import EncodedPool, encode_pool
 from pursuit.encoding.store import MANIFEST
 from pursuit.errors import RunError, SelectionError, StoreError
-from pursuit.files import fingerprint, read_json, write_json
+from pursuit.files import fingerprint, read_json, write_record
 from pursuit.gradients.embeddings import embed, finished_embeddings
 from pursuit.gradients.extract import extract, finished_store
 from pursuit.pool import Pool
@@ -46,14 +45,18 @@ class Stages:
         self.folder, self.settings, self._fill_elsewhere = folder, settings, fill
         self.given = Given(folder.path, settings)
         self.tokens = Tokens(folder, settings, self.given)
+        self._pool: tuple[list[str], Pool] | None = None  # its files, and the rows
         settings.warmup_recipe(), settings.feature_recipe()  # what cannot be used is found before anything heavy
         if settings.store:
             Mirror(settings.store)
 
-    @cached_property
+    @property
     def pool(self) -> Pool:
-        """The rows of all parts: those that the run began with, and those appended."""
-        return self.given.pool([path for part in self.folder.parts(self.settings.pool) for path in part.paths])
+        """The rows of all parts: those that the run began with, and those appended, by another process too."""
+        paths = [path for part in self.folder.parts(self.settings.pool) for path in part.paths]
+        if self._pool is None or self._pool[0] != paths:
+            self._pool = (paths, self.given.pool(paths))
+        return self._pool[1]
 
     def inputs(self) -> list[str]:
         """Files and folders that this run reads and does not write: pool, target, model, adapter."""
@@ -81,7 +84,7 @@ class Stages:
                 f"{self.folder.path}: {changed} changed since the warm-up was made. Choose another run folder, or put "
                 "back what was there."
             )
-        write_json(manifest, model)
+        write_record(manifest, model)
         try:
             trajectory = Trajectory(self.folder.warmup)
             if check:

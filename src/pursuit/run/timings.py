@@ -65,6 +65,10 @@ def added_up(folder: Path) -> dict[str, float]:
 
 def _seconds(path: Path) -> dict[str, float]:
     try:
-        return dict(read_json(path))
-    except StoreError:  # damaged: those of other starts are better than none, and than an error
+        return {str(stage): float(seconds) for stage, seconds in dict(read_json(path)).items()}
+    except (
+        StoreError,
+        TypeError,
+        ValueError,
+    ):  # damaged: other starts' are better than none or an error
         return {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pursuit.errors import SelectionError, StoreError
-from pursuit.files import read_json, sha256_file, write_json, write_tensors
+from pursuit.files import read_json, sha256_file, write_record, write_tensors
 
 TENSORS, DESCRIPTION = "selection.safetensors", "selection.json"
 FORMAT = 1
@@ -85,7 +85,7 @@ class Selection:
             "diagnostics": dict(self.diagnostics),
             "tensors_sha256": sha256_file(folder / TENSORS),
         }
-        write_json(folder / DESCRIPTION, description)
+        write_record(folder / DESCRIPTION, description)
 
     @classmethod
     def load(cls, folder: Path | str) -> Selection:

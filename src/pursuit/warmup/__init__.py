@@ -12,7 +12,7 @@ from torch import nn
 
 from pursuit.batches import EncodedRows
 from pursuit.errors import DataError, ModelError
-from pursuit.files import read_json, write_json
+from pursuit.files import read_json, write_record
 from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import WarmUp
 from pursuit.training.folder import KEPT, RECOVERY, made_from_other, remove_recovery, rows_digest, weights_digest
@@ -72,7 +72,7 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
     for kind in (KEPT, RECOVERY):  # remains of other settings, damaged or not vouched for by a manifest
         for path in folder.glob(f"{kind}-*"):
             shutil.rmtree(path)
-    write_json(folder / MANIFEST, manifest)
+    write_record(folder / MANIFEST, manifest)
 
 
 def _manifest(

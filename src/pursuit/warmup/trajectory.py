@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pursuit.errors import StoreError
-from pursuit.files import read_json, sha256_file, write_json, write_tensors
+from pursuit.files import read_json, sha256_file, write_record, write_tensors
 from pursuit.gradients.precondition import AdamState
 from pursuit.models.trainable import trainable_parameters
 from pursuit.training.folder import KEPT, RECORD, RECOVERY, WEIGHTS, copy_weights, folder_name, has_digests
@@ -162,7 +162,7 @@ def write_checkpoint(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor]
     record = asdict(checkpoint) | {"sha256": digests}
     del record["folder"]
     derived = {"mean_learning_rate": checkpoint.mean_learning_rate, "loss": checkpoint.loss}
-    write_json(folder / RECORD, record | derived)
+    write_record(folder / RECORD, record | derived)
     return Checkpoint(**record, folder=folder)
 
 
