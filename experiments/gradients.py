@@ -32,6 +32,7 @@ OTHER_GRADIENTS: dict[str, dict[str, Any]] = {
     "256-factored": {"momentum": False, "target_preconditioner": "auto", "dimension": 256, "projection": "factored"},
     "signs": {"momentum": False, "target_preconditioner": "auto", "dtype": "bits"},
 }
+OTHER_GRADIENTS["1024-tensorsketch"] = {**OTHER_GRADIENTS["256-tensorsketch"], "dimension": 1024}
 PROJECTION_SEEDS = (1, 2)  # beside 0
 OTHER_GRADIENTS |= {
     f"{kind}-seed{seed}": {**OTHER_GRADIENTS[kind], "seed": seed}

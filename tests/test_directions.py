@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -196,6 +198,15 @@ def test_a_later_target_uses_the_same_directions_and_is_told_of(place, whole, tm
     with pytest.warns(UserWarning, match="learnt without this target"):
         later.select("less", 5, out=tmp_path / "less.jsonl")
     assert stored(later) == before
+
+
+def test_a_lost_file_is_made_again_from_the_target_that_the_run_began_with(place, whole, tmp_path):  # noqa: F811
+    shutil.copytree(whole.folder.path, tmp_path / "run")
+    (tmp_path / "run" / "directions.safetensors").unlink()
+    write_rows(tmp_path / "later.jsonl", 5, seed=9)
+    with pytest.warns(UserWarning, match="learnt without this target"):
+        Run(tmp_path / "run", target=tmp_path / "later.jsonl").select("less", 5, out=tmp_path / "less.jsonl")
+    assert (tmp_path / "run" / "directions.safetensors").read_bytes() == whole.folder.directions.read_bytes()
 
 
 def test_without_a_target_the_pool_alone_is_known(place, tmp_path):  # noqa: F811

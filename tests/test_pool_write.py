@@ -90,6 +90,7 @@ def test_columns_of_one_name_and_two_types_cannot_become_one_table(tmp_path: Pat
         write_subset(pool, [0, 1], tmp_path / "out.parquet")
     assert not list(tmp_path.glob("out*"))
     check_table(pool, tmp_path / "out.jsonl")
+    check_table(pool, tmp_path / "out.parquet", without=["b"])
     write_subset(pool, [0, 1], tmp_path / "out.jsonl")
 
 

@@ -119,3 +119,13 @@ def test_bad_rows_of_an_appended_file_can_be_skipped_from_then_on(place, tmp_pat
     assert [refusal.line for refusal in run.encode().refused] == [2]
     with pytest.raises(RunError, match="on_bad_row: the run has 'skip', now 'error'"):
         Run(tmp_path / "run", on_bad_row="error")
+
+
+def test_a_failed_append_changes_no_setting(place, tmp_path, capsys):  # noqa: F811
+    write_rows(tmp_path / "a.jsonl", 20, seed=1)
+    (tmp_path / "bad.jsonl").write_bytes(b'{"prompt": 3}\n')
+    Run(tmp_path / "run", model=place / "model", pool=tmp_path / "a.jsonl", **SMALL).extract()
+    before = (tmp_path / "run" / "settings.json").read_bytes()
+    append = ("extract", "--run", tmp_path / "run", "--append", tmp_path / "bad.jsonl", "--on-bad-row", "skip")
+    assert run_main(*append, capsys=capsys)[0] == 2
+    assert (tmp_path / "run" / "settings.json").read_bytes() == before

@@ -83,7 +83,7 @@ def projection_seeds(folders: Folders) -> Study:
         for label, kind in kinds.items()
         for seed in (0, *PROJECTION_SEEDS)
     }
-    names["2,048 numbers"] = "default"
+    names |= {"tensorsketch, 1,024 numbers": "1024-tensorsketch", "sparse, 2,048 numbers": "default"}
     comparison = games.comparison("targeted", methods=("gtp", "less", "random"))
     return Study(
         "Text games: three seeds of each projection to d = 256. *directions* is sparse with a quarter of the numbers "

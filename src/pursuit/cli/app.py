@@ -32,16 +32,19 @@ READ_WITH = ("fields", "source_field", "train_on")  # how rows are read that are
 Flags = Annotated[Settings | None, Parameter(name="*")]
 
 
-def flags_of(*names: str) -> Any:
+def flags_of(*names: str, **texts: str) -> Any:
     """Like `Flags`, but `--help` lists these settings alone. Others are still read, so that a command can say that it
     does not use them.
+
+    Args:
+        texts: what to say of a setting that means something else there than to a run.
     """
-    hidden: dict[str, Any] = {
-        name: (Annotated[field.annotation, Parameter(show=False)], field)
+    changed: dict[str, Any] = {
+        name: (Annotated[field.annotation, Parameter(show=name in names, help=texts.get(name))], field)
         for name, field in Settings.model_fields.items()
-        if name not in names
+        if name not in names or name in texts
     }
-    return Annotated[create_model("Settings", __base__=Settings, **hidden) | None, Parameter(name="*")]
+    return Annotated[create_model("Settings", __base__=Settings, **changed) | None, Parameter(name="*")]
 
 
 Folder = Annotated[Path | None, Parameter(help="Run folder: keeps everything, and can be gone on with.")]

@@ -45,7 +45,7 @@ def select_from_arrays(
     out: Path | None, settings: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """`pursuit select --features`: no model; with --pool its rows are copied, otherwise the subset holds indices."""
-    used = {"pool", "fields", "source_field", "on_bad_row", "seed", "engine", "ray_address", "workers"}
+    used = {"pool", "fields", "source_field", "seed", "engine", "ray_address", "workers"}
     if unused := sorted(set(settings) - used):
         raise SettingsError(f"{', '.join(unused)}: not used with --features, which brings its own gradients.")
     selector = method(name, **parameters)
@@ -56,7 +56,8 @@ def select_from_arrays(
     subset = check_subset_path(out)
     array = load_array(features)
     count = parse_budget(budget, len(array))
-    pool = Pool(settings["pool"], fields=settings.get("fields")) if settings.get("pool") else None
+    reading = {name: settings[name] for name in ("fields", "source_field") if name in settings}
+    pool = Pool(settings["pool"], **reading) if settings.get("pool") else None  # no row is skipped: each has features
     if pool is not None:
         check_table(pool, subset)
     if pool is not None and pool.count_rows() != len(array):

@@ -24,7 +24,9 @@ USED = (
 if TYPE_CHECKING:
     UsedFlags = Flags
 else:
-    UsedFlags = flags_of(*USED)
+    UsedFlags = flags_of(
+        *USED, adapter="A trained adapter to put on the model: PEFT's folder, or what `finetune` left."
+    )
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 

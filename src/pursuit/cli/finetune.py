@@ -13,7 +13,10 @@ from pursuit.finetune.recipe import USED, FineTune
 if TYPE_CHECKING:
     UsedFlags = Flags
 else:
-    UsedFlags = flags_of(*USED)
+    UsedFlags = flags_of(
+        *USED, pool="Files to train on, instead of a subset; name=path names a source.",
+        seed="Of the new adapter, the order of the rows and dropout.",
+    )  # fmt: skip
 Parameters = Annotated[
     list[str] | None, Parameter(name="--param", help="More parameters of --online: --param strata=5 schedule=anneal")
 ]

@@ -15,11 +15,11 @@ from rich.console import RenderableType
 from pursuit.compare.choices import Choices, choices
 from pursuit.compare.plan import FULL, UNTRAINED, Cell, Comparison, cells, parse_method
 from pursuit.compare.results import comparison_data, runs_table, terminal_table
-from pursuit.compare.work import Job, carry_out
+from pursuit.compare.work import Job, carry_out, held_out_rows
 from pursuit.encoding import EncodedPool, Encoder, encode_pool
 from pursuit.engine import LOCAL, Engine
 from pursuit.errors import SelectionError
-from pursuit.evaluate import check_metrics, named_functions, read_eval_set
+from pursuit.evaluate import check_metrics, named_functions
 from pursuit.files import atomic_path, fingerprint, make_folder
 from pursuit.finetune import FineTune
 from pursuit.finetune.run import check_optimizer
@@ -111,10 +111,7 @@ class _Trained:
         s = self.settings
         self.tokenizer = load_tokenizer(str(s.model), trust_remote_code=s.trust_remote_code, revision=s.revision)
         self.digest = model_fingerprint(str(s.model), revision=s.revision)["digest"]
-        held_out = read_eval_set(
-            list(comparison.evaluation), self.tokenizer, max_length=s.max_length, chat_template=s.chat_template,
-            train_on=s.train_on,
-        )  # fmt: skip
+        held_out = held_out_rows(s, self.tokenizer, comparison.evaluation)
         self.evaluation = [str(path) for path in comparison.evaluation]
         self.evaluation_digest, self.held_out = held_out.digest, held_out
         self.run_rows = run.encode()

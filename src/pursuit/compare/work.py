@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from pursuit.batches import EncodedRows
 from pursuit.compare.plan import cell_folder
 from pursuit.encoding import EncodedPool
 from pursuit.errors import PursuitError
-from pursuit.evaluate import evaluate, named_functions, read_eval_set
+from pursuit.evaluate import EvalSet, evaluate, named_functions, read_eval_set
 from pursuit.files import fingerprint, read_json, write_record
 from pursuit.finetune import FineTune, finetune
 from pursuit.models.loading import load_model, load_tokenizer
 from pursuit.models.trainable import prepare_trainable
+from pursuit.pool import Pool
 from pursuit.run.folder import RunFolder
 from pursuit.run.stages import Stages
 from pursuit.selectors import Selection
@@ -113,10 +116,7 @@ def _carry_out(job: Job) -> dict[str, Any]:
             "steps": done.steps, "epochs": done.epochs, "training_seconds": done.seconds, "tokens": done.tokens,
             "last_loss": done.losses[-1] if done.losses else None,
         }  # fmt: skip
-    rows = read_eval_set(
-        list(job.evaluation), tokenizer, max_length=settings.max_length, chat_template=settings.chat_template,
-        train_on=settings.train_on,
-    )  # fmt: skip
+    rows = held_out_rows(settings, tokenizer, job.evaluation)
     scored = evaluate(
         model, tokenizer, rows, metrics=job.metrics, scorers=named_functions(job.scorers),
         players=named_functions(job.players), out=job.folder / "evaluation",
@@ -129,6 +129,18 @@ def _carry_out(job: Job) -> dict[str, Any]:
     if not job.keep_model:
         shutil.rmtree(job.folder / "model", ignore_errors=True)
     return result
+
+
+def held_out_rows(settings: Settings, tokenizer: PreTrainedTokenizerBase, paths: Sequence[str | Path]) -> EvalSet:
+    """Held-out rows, read as the run's own are."""
+    pool = Pool(
+        [str(path) for path in paths], fields=settings.fields, on_bad_row=settings.on_bad_row,
+        source_field=settings.source_field,
+    )  # fmt: skip
+    return read_eval_set(
+        pool, tokenizer, max_length=settings.max_length, chat_template=settings.chat_template,
+        train_on=settings.train_on,
+    )  # fmt: skip
 
 
 def _model(settings: Settings, seed: int) -> nn.Module:

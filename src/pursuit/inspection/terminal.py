@@ -239,7 +239,8 @@ def _how_measured(found: Prediction) -> list[str]:
         seconds = sum(timing.seconds for timing in timings)
         lines.append(
             f"Measured on {found.measurement.device}: {batches} batches of this pool at step 0, {count(tokens)} padded "
-            f"tokens in {duration(seconds)}. Not counted: loading, encoding, writing, and the choosing itself."
+            f"tokens in {duration(seconds)}. Not counted: loading, encoding, learning directions, writing, and the "
+            "choosing itself."
         )
     return lines
 

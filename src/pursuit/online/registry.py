@@ -33,12 +33,12 @@ def batch_selection(name: str, **settings: Any) -> BatchSelector:
     return BATCH_SELECTORS[name](**settings)
 
 
-def save_state(selector: BatchSelector, path: Path) -> None:
+def save_state(selector: BatchSelector, path: str | Path) -> None:
     """Write what the selector has learnt as one safetensors file, atomically."""
-    write_tensors(path, selector.state(), {"batch_selection": selector.name})
+    write_tensors(Path(path), selector.state(), {"batch_selection": selector.name})
 
 
-def load_state(selector: BatchSelector, path: Path) -> None:
+def load_state(selector: BatchSelector, path: str | Path) -> None:
     """Let the selector go on from what `save_state` wrote.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -34,18 +34,25 @@ def check_subset_path(out_path: str | Path) -> Path:
     return path
 
 
-def check_table(pool: Pool, out_path: str | Path) -> None:
-    """If the subset is to be Parquet: a DataError if the first rows of the pool's sources do not fit into one table."""
+def check_table(pool: Pool, out_path: str | Path, without: Collection[str] = ()) -> None:
+    """If the subset is to be Parquet: a DataError if the first rows of the pool's files do not fit into one table.
+
+    Args:
+        without: sources that are left out.
+    """
     if not str(out_path).endswith(".parquet"):
         return
     tables = []
     for source in pool.sources:
+        if source.name in without:
+            continue
         records = []
         for row in islice(read_rows(source), HEAD):
             with suppress(BadRow):  # such rows are told of elsewhere
                 records.append(row.load()[0])
         tables.append((source.path, _source_table(source, records)))
-    _one_table(tables)
+    if tables:
+        _one_table(tables)
 
 
 def write_subset(pool: Pool, rows: Sequence[int] | np.ndarray, out_path: str | Path) -> Path:

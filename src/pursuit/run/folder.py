@@ -77,8 +77,9 @@ class RunFolder:
         folder = self.path / "parts" / f"{number:02d}"
         return Part(number, paths, folder / "encoded", folder / "features")
 
-    def append(self, part: Part) -> None:
-        """From now on it belongs to the run; called when its tokens stand."""
+    def append(self, part: Part, on_bad_row: str) -> None:
+        """From now on it belongs to the run, and its bad rows are skipped or an error; called when its tokens stand."""
+        self._store({"on_bad_row": on_bad_row})
         write_json(self.path / "parts.json", [*(other.paths for other in self.parts([])[1:]), part.paths])
 
     def resolve(self, changes: Mapping[str, Any]) -> Settings:
@@ -108,19 +109,26 @@ class RunFolder:
             )  # fmt: skip
         return settings
 
+    def begun_target(self) -> list[str]:
+        """The target's files that the run began with."""
+        return list(read_json(self.path / "settings.json")["target"])
+
     def begin(self, settings: Settings) -> None:
         """Store the settings: from now on the folder is theirs. Called when the first stage has succeeded with them.
 
-        Those of later stages may change until one of them has begun; and bad rows, so far an error, may be skipped from
-        now on.
+        Those of later stages may change until one of them has begun.
         """
         path, now = self.path / "settings.json", settings.model_dump(mode="json")
         if not path.exists():
             write_json(path, now)
             return
-        stored, may_change = read_json(path), ["on_bad_row", *(LATER if self._only_tokens() else ())]
-        if changed := {name: now[name] for name in may_change if stored.get(name) != now[name]}:
-            write_json(path, stored | changed)
+        if self._only_tokens():
+            self._store({name: now[name] for name in LATER})
+
+    def _store(self, values: Mapping[str, Any]) -> None:
+        stored = read_json(self.path / "settings.json")
+        if any(stored.get(name) != value for name, value in values.items()):
+            write_json(self.path / "settings.json", stored | values)
 
     def _only_tokens(self) -> bool:
         """Whether nothing stands, or is begun, that hangs on more than the rows' tokens."""

@@ -146,7 +146,7 @@ class Run:
             raise RunError(f"{', '.join(sorted(twice))}: already in this run. Append only files that are new.")
         part = self.folder.part(len(parts), paths)
         self.stages.tokens.encode_new(part)
-        self.folder.append(part)
+        self.folder.append(part, s.on_bad_row)
         self.stages = Stages(self.folder, s, self._fill())
 
     def select(
@@ -183,7 +183,7 @@ class Run:
         if subset is not None:
             refuse_overwriting(written(subset), self.stages.inputs())
             refuse_shared_table(subset)
-            check_table(self.stages.pool, subset)
+            check_table(self.stages.pool, subset, drop_sources)
         seed = self.settings.seed if seed is None else seed
         with self.folder.locked():
             target_rows = self._target_rows(chosen)

@@ -101,12 +101,17 @@ class Stages:
             return None
         if not (place := self.folder.directions).exists():
             sources = {"pool": self.tokens.parts()[0]}
-            if self.settings.target:
-                encoded, folder = self.encode_target()
+            if begun_with := self.folder.begun_target():  # not one that a later command names: the file stays the same
+                encoded, folder = self._towards(begun_with).encode_target()
                 sources[folder.name] = encoded
             with self.folder.timed("directions"):
                 learn_directions(place, self.settings, self.given.model, trajectory, sources, self.provenance)
         return place.absolute()
+
+    def _towards(self, target: list[str]) -> Stages:
+        if target == self.settings.target:
+            return self
+        return Stages(self.folder, self.settings.model_copy(update={"target": target}))
 
     def _directed(self, recipe: Recipe, trajectory: Trajectory) -> Recipe:
         place = self.directions(trajectory)
@@ -214,7 +219,7 @@ class Stages:
         self.tokens.opened()
         trajectory = Trajectory(self.folder.warmup)
         if self.settings.features.directions and not self.folder.directions.exists():
-            raise StoreError(f"{self.folder.directions}: the run's directions are not learnt yet.")
+            raise StoreError(f"{self.folder.directions}: not learnt yet, or not copied with the rest of the run.")
         first, folders = 0, []
         for index, part in enumerate(self.folder.parts(self.settings.pool)):
             rows, recipe = self.tokens.parts()[index], self._directed(self.settings.feature_recipe(), trajectory)
