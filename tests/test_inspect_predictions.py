@@ -23,6 +23,7 @@ from pursuit.inspection.pools import choose_examples
 from pursuit.inspection.predict import padded_tokens, planned_batches, predict_memory
 from pursuit.models.trainable import parameter_count, prepare_trainable, trainable_parameters
 from pursuit.recipes import Recipe
+from pursuit.run import directions
 from pursuit.run.run import Run
 from tiny import tiny_model, tiny_tokenizer
 
@@ -79,6 +80,28 @@ def test_gradients_of_large_matrices_need_not_be_formed_and_that_is_said(
     assert any("--features.projection tensorsketch" in warning for warning in found.warnings) is told
     lora = inspect(**{**values, "features": features}, measure=False)
     assert not any("tensorsketch" in warning for warning in lora.warnings)
+
+
+def test_directions_are_counted(values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = [values["pool"][0].replace("pool.jsonl", "target.jsonl")]
+    settings = {**values, "target": target, "features": {**SMALL["features"], "directions": 0.25}}
+    found = inspect(**settings).prediction
+    assert found is not None
+    assert found.hours is not None
+    parts = (found.warmup_seconds, found.directions_seconds, found.feature_seconds, found.target_seconds)
+    assert found.hours == pytest.approx(sum(part or 0.0 for part in parts) / 3600)
+    assert found.directions_seconds
+    passed: list[int] = []
+    real = directions.extract
+    monkeypatch.setattr(
+        directions, "extract", lambda *what, **how: (passed.append(int(what[2].lengths.sum())), real(*what, **how))[1]
+    )
+    monkeypatch.setattr(directions.shutil, "rmtree", lambda _: None)
+    run = Run(tmp_path, **settings)
+    run.warmup()
+    assert found.directions_tokens == pytest.approx(sum(passed), rel=0.2)  # the pool's sample is random
+    written = run.folder.directions.stat().st_size + stored_bytes(run.folder.directions.with_suffix(".rows"))
+    assert found.directions_bytes == pytest.approx(written, rel=0.05)
 
 
 @pytest.mark.parametrize(

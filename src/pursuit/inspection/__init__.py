@@ -156,17 +156,17 @@ def _at_rate(prediction: Prediction, proposal: Proposal) -> Prediction:
         return prediction
     each = prediction.checkpoints / proposal.rates[proposal.batch_tokens]
     return replace(
-        prediction, feature_seconds=each * prediction.feature_tokens, target_seconds=each * prediction.target_tokens
-    )
+        prediction, feature_seconds=each * prediction.feature_tokens, target_seconds=each * prediction.target_tokens,
+        directions_seconds=each * prediction.directions_tokens,
+    )  # fmt: skip
 
 
 def _warnings(found: Inspection, prediction: Prediction, look: _Look) -> Iterator[str]:
     context, longest = _context(look.run.model), 0 if look.encoded is None else int(look.encoded.lengths.max())
     if context is not None and longest > context:
         yield f"the longest row has {longest:,} tokens, the model's context {context:,}: --max-length {context}."
-    disk = prediction.store_bytes + prediction.target_store_bytes + prediction.trajectory_bytes
-    if disk > prediction.free_bytes:
-        yield f"the run needs {size(disk)} of disk, and {size(prediction.free_bytes)} are free."
+    if prediction.disk_bytes > prediction.free_bytes:
+        yield f"the run needs {size(prediction.disk_bytes)} of disk, and {size(prediction.free_bytes)} are free."
     if prediction.available_memory is not None and prediction.memory.bytes > prediction.available_memory:
         yield (
             f"the peak of about {size(prediction.memory.bytes)} is more than the device's "

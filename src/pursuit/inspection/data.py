@@ -188,11 +188,12 @@ class Prediction:
         parameters: P, coordinates of a gradient.
         checkpoints: T. dimension: d of a stored row.
         store_bytes: the feature store, N × T × (d × bytes + 12); `target_store_bytes` the target's.
+        directions_bytes: the directions that are kept exactly, and meanwhile the rows that they are learnt from.
         trajectory_bytes: weights and two moments at every checkpoint.
         free_bytes: on the disk where the run would lie.
         warmup_steps, warmup_examples: optimizer steps, and examples in them.
-        warmup_tokens: padded tokens through the model in the warm-up; `feature_tokens` and `target_tokens` at each
-            checkpoint.
+        warmup_tokens: padded tokens through the model in the warm-up; `feature_tokens`, `target_tokens` and
+            `directions_tokens` at each checkpoint.
         feature_operations: floating-point operations of the pool's features, by counting (`inspection.costs`).
         sketched_operations: the same by `tensorsketch`; None where gradients are projected otherwise than by `sparse`.
         memory: peak of the stage that takes most.
@@ -220,11 +221,19 @@ class Prediction:
     warmup_seconds: float | None = None
     feature_seconds: float | None = None
     target_seconds: float | None = None
+    directions_tokens: int = 0
+    directions_bytes: int = 0
+    directions_seconds: float | None = 0.0
+
+    @property
+    def disk_bytes(self) -> int:
+        """All that the run writes, but for tokens."""
+        return self.store_bytes + self.target_store_bytes + self.directions_bytes + self.trajectory_bytes
 
     @property
     def hours(self) -> float | None:
         """Warm-up and all features together; None if not measured."""
-        parts = (self.warmup_seconds, self.feature_seconds, self.target_seconds)
+        parts = (self.warmup_seconds, self.feature_seconds, self.target_seconds, self.directions_seconds)
         known = [part for part in parts if part is not None]
         return sum(known) / 3600 if len(known) == len(parts) else None
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from pursuit.batches import plan_batches
 from pursuit.encoding import EncodedPool
+from pursuit.gradients.directions import wide_dimension
 from pursuit.gradients.extract import projections
 from pursuit.inspection.costs import shape_of
 from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
@@ -21,6 +22,7 @@ from pursuit.inspection.memory import estimated_peak, total_memory
 from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.progress import say
 from pursuit.recipes import Recipe
+from pursuit.run.directions import known_count, known_recipes
 from pursuit.run.tokens import Rows
 from pursuit.settings import Settings
 from pursuit.store.codecs import row_bytes
@@ -53,6 +55,7 @@ def predict(
     stored_bytes = checkpoints * (row_bytes(recipe.dtype, dimension) + PER_ROW)
     tokens = [padded_tokens(encoded.lengths, batches) for batches in (warmup_batches, feature_batches)]
     target_tokens = 0 if target is None else padded_tokens(target.lengths, target_batches)
+    known = _directions_tokens(settings, encoded, target)
     device = next(model.parameters()).device
     return Prediction(
         parameters=parameters, checkpoints=checkpoints, dimension=dimension, store_bytes=len(encoded) * stored_bytes,
@@ -66,7 +69,8 @@ def predict(
         ) if recipe.projection == "sparse" and recipe.preconditioner != "sign" else None,
         memory=predict_memory(model, encoded.lengths, feature_batches, warmup_batches, measurement),
         available_memory=total_memory(device), measurement=measurement,
-        **_seconds(measurement, checkpoints, tokens, target_tokens, len(feature_batches), len(target_batches)),
+        directions_tokens=known, directions_bytes=_directions_bytes(settings, encoded, target, checkpoints),
+        **_seconds(measurement, checkpoints, tokens, target_tokens, len(feature_batches), len(target_batches), known),
     )  # fmt: skip
 
 
@@ -76,17 +80,40 @@ def _operations(model: nn.Module, recipe: Recipe, encoded: Rows, tokens: int) ->
     return shape.operations(tokens, float(encoded.lengths.mean()), float(encoded.response_lengths.sum()))
 
 
+def _known(settings: Settings, encoded: Rows, target: EncodedPool | None) -> list[tuple[int, float]]:
+    """Rows that directions are learnt from, each counted for each way of making its gradient, and their mean length."""
+    if not settings.features.directions:
+        return []
+    sources = [(encoded, True), *([] if target is None else [(target, False)])]
+    return [
+        (known_count(len(rows), of_pool=pool) * len(known_recipes(settings, of_pool=pool)), float(rows.lengths.mean()))
+        for rows, pool in sources
+    ]
+
+
+def _directions_tokens(settings: Settings, encoded: Rows, target: EncodedPool | None) -> int:
+    return round(sum(rows * mean for rows, mean in _known(settings, encoded, target)))
+
+
+def _directions_bytes(settings: Settings, encoded: Rows, target: EncodedPool | None, checkpoints: int) -> int:
+    rows = checkpoints * sum(rows for rows, _ in _known(settings, encoded, target))
+    kept = min(rows, int(settings.features.directions * settings.features.dimension))
+    return 4 * wide_dimension(settings.features.dimension) * (rows + kept)
+
+
 def _seconds(
-    found: Measurement | None, checkpoints: int, tokens: Sequence[int], target_tokens: int, batches: int, targets: int
-) -> dict[str, float | None]:
+    found: Measurement | None, checkpoints: int, tokens: Sequence[int], target_tokens: int, batches: int, targets: int,
+    known: int,
+) -> dict[str, float | None]:  # fmt: skip
+    seconds: dict[str, float | None] = {"directions_seconds": None if known else 0.0}
     if found is None:
-        return {}
-    seconds: dict[str, float | None] = {}
+        return seconds
     if found.warmup is not None:
         seconds["warmup_seconds"] = tokens[0] * found.warmup.seconds_per_token
     if found.features is not None:
         rate, dense = found.features.seconds_per_token, found.dense_batch_seconds
         seconds["feature_seconds"] = checkpoints * (tokens[1] * rate + batches * dense)
+        seconds["directions_seconds"] = checkpoints * known * rate
         seconds["target_seconds"] = checkpoints * (target_tokens * rate + targets * dense)
     return seconds
 

@@ -206,6 +206,9 @@ def _prediction_table(found: Prediction, price_per_hour: float | None, currency:
 
     steps = f"{count(found.warmup_steps)} steps, {count(found.warmup_examples)} examples"
     add("warm-up", found.warmup_seconds, f"{steps}, {count(found.warmup_tokens)} padded tokens")
+    if found.directions_tokens:
+        passes = f"{count(found.directions_tokens)} tokens, row by row, × {found.checkpoints} checkpoints"
+        add("directions", found.directions_seconds, passes)
     passes = f"{count(found.feature_tokens)} padded tokens × {found.checkpoints} checkpoints"
     add("features", found.feature_seconds, passes)
     if found.target_tokens:
@@ -221,7 +224,7 @@ def _time(seconds: float | None) -> str:
 
 
 def _how_measured(found: Prediction) -> list[str]:
-    stored = found.store_bytes + found.target_store_bytes
+    stored = found.store_bytes + found.target_store_bytes + found.directions_bytes
     lines = [
         f"Gradients: {count(found.parameters)} coordinates, kept as {count(found.dimension)} numbers a row and "
         "checkpoint.",
@@ -239,8 +242,7 @@ def _how_measured(found: Prediction) -> list[str]:
         seconds = sum(timing.seconds for timing in timings)
         lines.append(
             f"Measured on {found.measurement.device}: {batches} batches of this pool at step 0, {count(tokens)} padded "
-            f"tokens in {duration(seconds)}. Not counted: loading, encoding, learning directions, writing, and the "
-            "choosing itself."
+            f"tokens in {duration(seconds)}. Not counted: loading, encoding, writing, and the choosing itself."
         )
     return lines
 

@@ -20,6 +20,7 @@ from torch import nn
 from pursuit.encoding import EncodedPool
 from pursuit.gradients.directions import leading_directions, read_directions, wide_dimension, write_directions
 from pursuit.gradients.extract import extract
+from pursuit.recipes import Recipe
 from pursuit.settings import Settings
 from pursuit.warmup.trajectory import Trajectory
 
@@ -43,6 +44,17 @@ class Sample:
         return self._encoded[int(self._rows[index])]
 
 
+def known_count(rows: int, *, of_pool: bool) -> int:
+    """How many of so many rows, of a pool or of a target, are passed to learn from them."""
+    return min(MOST_ROWS, math.ceil(rows / POOL_SHARE) if of_pool else rows)
+
+
+def known_recipes(settings: Settings, *, of_pool: bool) -> list[Recipe]:
+    """In which ways: a target's rows with each preconditioner that methods may ask for."""
+    recipes = {settings.feature_recipe()} if of_pool else {settings.target_recipe(follows) for follows in (False, True)}
+    return sorted(recipes, key=lambda recipe: recipe.preconditioner)
+
+
 def learn_directions(
     place: Path, settings: Settings, model: nn.Module, trajectory: Trajectory, sources: Mapping[str, EncodedPool],
     provenance: Callable[[EncodedPool, Trajectory], Mapping[str, Any]],
@@ -62,11 +74,9 @@ def learn_directions(
     """
     recipe, scratch, known = settings.feature_recipe(), place.with_suffix(".rows"), []
     for name, encoded in sources.items():
-        most = min(MOST_ROWS, math.ceil(len(encoded) / POOL_SHARE)) if name == "pool" else MOST_ROWS
         order = np.random.default_rng([recipe.seed, 2]).permutation(len(encoded))
-        sample = Sample(encoded, np.sort(order[:most]))
-        recipes = {recipe} if name == "pool" else {settings.target_recipe(follows) for follows in (False, True)}
-        for kind in sorted(recipes, key=lambda kind: kind.preconditioner):
+        sample = Sample(encoded, np.sort(order[: known_count(len(encoded), of_pool=name == "pool")]))
+        for kind in known_recipes(settings, of_pool=name == "pool"):
             wide = replace(kind, dimension=wide_dimension(kind.dimension), dtype="float32", batch_tokens=1)
             store = extract(
                 model, trajectory, sample, scratch / f"{name}-{kind.preconditioner}", wide,
