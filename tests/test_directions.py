@@ -107,10 +107,18 @@ def test_a_file_of_directions_that_is_damaged_says_what_to_do(tmp_path):
     whole = path.read_bytes()
     for damaged in (whole[:20], whole[:-4] + b"oops", whole.replace(b'[\\"a\\"]', b'[\\"b\\"]')):
         assert damaged != whole
-        read_directions.cache_clear()
         path.write_bytes(damaged)
         with pytest.raises(StoreError, match="Delete it"):
             read_directions(str(path))
+
+
+def test_directions_that_were_learnt_anew_are_read_anew(tmp_path):
+    """A folder that is deleted and begun again in one process, as in a notebook, has other directions."""
+    path = tmp_path / "directions.safetensors"
+    for seed in (0, 1):
+        basis = orthonormal(8, 2, seed)
+        write_directions(path, basis, 8, [])
+        assert torch.equal(read_directions(str(path)).basis, basis)
 
 
 def begun(place, folder, **more):  # noqa: F811

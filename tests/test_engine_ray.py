@@ -260,35 +260,31 @@ def test_what_is_damaged_is_told_by_the_worker_that_finds_it(two, finished, tmp_
         stages_on(two, folder).features()
 
 
-def test_all_coordinates_kept(two, finished, tmp_path):
-    """Without a projection only the model knows how many there are."""
-    values = {**finished.settings.model_dump(mode="json"), "features": {"projection": "none", "shard_rows": 50}}
-    here, there = tmp_path / "here", tmp_path / "there"
-    for folder in (here, there):
-        shutil.copytree(finished.folder.path, folder, ignore=shutil.ignore_patterns("features", "settings.json"))
-    Run(here, **values).extract()
-    folder = RunFolder(there)
-    settings = folder.resolve(values)
+def extracted_both_ways(engine, finished: Run, place: Path, features: dict) -> tuple[RunFolder, RunFolder]:
+    """The run with other features, in this process and by workers."""
     from pursuit.run.workers import fill_on
 
-    Stages(folder, settings, fill_on(two, folder, settings)).features()
-    assert shards(RunFolder(here)) == shards(folder)
+    values = {**finished.settings.model_dump(mode="json"), "features": features}
+    here, there = RunFolder(place / "here"), RunFolder(place / "there")
+    for folder in (here, there):
+        shutil.copytree(finished.folder.path, folder.path, ignore=shutil.ignore_patterns("features", "settings.json"))
+    Run(here.path, **values).extract()
+    settings = there.resolve(values)
+    Stages(there, settings, fill_on(engine, there, settings)).features()
+    return here, there
+
+
+def test_all_coordinates_kept(two, finished, tmp_path):
+    """Without a projection only the model knows how many there are."""
+    here, there = extracted_both_ways(two, finished, tmp_path, {"projection": "none", "shard_rows": 50})
+    assert shards(here) == shards(there)
 
 
 def test_directions_are_learnt_here_and_used_there(two, finished, tmp_path):
-    values = {**finished.settings.model_dump(mode="json")}
-    values["features"] = {**values["features"], "directions": 0.25}
-    here, there = tmp_path / "here", tmp_path / "there"
-    for folder in (here, there):
-        shutil.copytree(finished.folder.path, folder, ignore=shutil.ignore_patterns("features", "settings.json"))
-    Run(here, **values).extract()
-    folder = RunFolder(there)
-    settings = folder.resolve(values)
-    from pursuit.run.workers import fill_on
-
-    Stages(folder, settings, fill_on(two, folder, settings)).features()
-    assert shards(RunFolder(here)) == shards(folder) != shards(finished.folder)
-    assert RunFolder(here).directions.read_bytes() == folder.directions.read_bytes()
+    features = {**finished.settings.features.model_dump(mode="json"), "directions": 0.25}
+    here, there = extracted_both_ways(two, finished, tmp_path, features)
+    assert shards(here) == shards(there) != shards(finished.folder)
+    assert here.directions.read_bytes() == there.directions.read_bytes()
 
 
 def test_what_a_cluster_cannot_give_is_said(cluster):

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit.errors import SelectionError, SettingsError, StoreError
-from pursuit.selectors import METHODS, PRESETS, Selection, Tagcos, check_budget, describe, method, parse_budget
+from pursuit.selectors import METHODS, PRESETS, Gtp, Selection, Tagcos, check_budget, describe, method, parse_budget
+from test_selectors_gtp import planted
 
 
 @pytest.mark.parametrize(
@@ -138,3 +139,12 @@ def test_a_damaged_or_mixed_up_selection_is_not_loaded(tmp_path):
 def test_a_selection_holds_each_row_once_and_in_range(indices, weights, message):
     with pytest.raises(SelectionError, match=message):
         Selection(np.array(indices), np.array(weights), "random", 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*rows follow the goal as closely.*")
+def test_gtp_compares_no_more_rows_than_its_memory_holds():
+    features, _ = planted(n=900, d=60)
+    for bytes_, told in ((1 << 20, True), (1 << 24, False)):
+        found = Gtp(memory_bytes=bytes_).select(features, 800).diagnostics
+        assert any("are not fitted for comparison" in text for text in found["not_compared"]) is told
+        assert ("the same number of most similar rows" in found["residuals"]) is not told

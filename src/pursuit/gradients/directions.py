@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +136,21 @@ class Directions:
     digest: str
 
 
-@cache
 def read_directions(path: str) -> Directions:
-    """Read and verified once a process.
+    """What stands in a file, verified; read once while it stays the same.
 
     Raises:
         StoreError: the file is missing or damaged.
     """
+    try:
+        about = Path(path).stat()
+    except OSError as error:
+        raise _unusable(path, error) from error
+    return _read(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, *version: int) -> Directions:
     try:
         with safe_open(path, framework="pt") as handle:
             basis, about = handle.get_tensor("directions"), tensor_metadata(handle)
@@ -151,10 +159,14 @@ def read_directions(path: str) -> Directions:
             raise ValueError("checksum")
         return Directions(basis, tuple(about["targets"]), digest)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise StoreError(
-            f"{path}: missing or damaged ({error}), and the run's features hang on it. Delete it, and start the same "
-            "command again: it is made again from the same rows."
-        ) from error
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: str, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path}: missing or damaged ({error}), and the run's features hang on it. Delete it, and start the same "
+        "command again: it is made again from the same rows."
+    )
 
 
 def _digest(basis: Tensor, about: Mapping[str, Any]) -> str:

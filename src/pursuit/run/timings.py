@@ -66,9 +66,5 @@ def added_up(folder: Path) -> dict[str, float]:
 def _seconds(path: Path) -> dict[str, float]:
     try:
         return {str(stage): float(seconds) for stage, seconds in dict(read_json(path)).items()}
-    except (
-        StoreError,
-        TypeError,
-        ValueError,
-    ):  # damaged: other starts' are better than none or an error
+    except (StoreError, TypeError, ValueError):  # damaged: other starts' are better than none
         return {}
