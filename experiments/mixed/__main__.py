@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from experiments.composition import composition
 from experiments.gradients import features_by
-from experiments.mixed.setting import FAMILIES, RUN, TRAINING, mixed_data, mixed_run
+from experiments.mixed.setting import FAMILIES, OTHERS, RUN, TRAINING, mixed_data, mixed_run
 from experiments.mixed.table import write_table
 from experiments.records import comparison_facts, counted_seconds, machine
 from pursuit import Run
@@ -29,7 +29,6 @@ from pursuit.versions import versions
 app = App(name="experiments.mixed", help=__doc__)
 TARGETED = ("gtp", "less")
 MAIN = ("tagcos(clusters=10)", "gtp", "less", "gtp(in_domain=true)")
-OTHERS = ("stratified", "kcenter", "craig", "omp(in_domain=true)", "longest", "perplexity", "gradnorm")
 ONLY_TARGET = ("no-momentum-both",)  # what differs in the target's rows alone
 
 

@@ -20,6 +20,7 @@ FAMILIES = (
 TRAINING = FineTune(
     max_steps=12, batch_size=8, learning_rate=1e-3, schedule="linear", warmup_ratio=0.1, micro_batch_tokens=512
 )
+OTHERS = ("stratified", "kcenter", "craig", "omp(in_domain=true)", "longest", "perplexity", "gradnorm")
 # the last third of the layers: half of the time of all of them, as nothing below needs a gradient
 LAYERS = [f"layers.{layer}.self_attn.{part}_proj" for layer in range(20, 30) for part in "qkvo"]
 RUN: dict[str, Any] = {

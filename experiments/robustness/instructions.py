@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.mixed.setting import FAMILIES, Draw, mixed_data, mixed_run
+from experiments.mixed.setting import FAMILIES, OTHERS, Draw, mixed_data, mixed_run
 from experiments.mixed.setting import TRAINING as MIXED_TRAINING
 from experiments.robustness.gemma import fetch_gemma
 from experiments.robustness.study import Folders, Study
@@ -49,13 +49,13 @@ def mixed_models(folders: Folders) -> Study:
 
 
 def natural_instructions(folders: Folders) -> Study:
-    """Another draw of the mixed pool, of longer rows."""
+    """Another draw of the mixed pool, of longer rows, by all methods."""
     out = folders.mixed / "natural-instructions"
     data = mixed_data(out, INSTRUCTIONS)
     run = mixed_run(out, data, "default", max_length=400, on_bad_row="skip")  # one row has a NUL character
     compared = Comparison(
-        methods=(*MIXED, _in_turn(INSTRUCTIONS.families)), budgets=("5%",), evaluation=[str(data / "eval.jsonl")],
-        train=MIXED_TRAINING, metrics=("loss", "exact"),
+        methods=(*MIXED, _in_turn(INSTRUCTIONS.families), "gtp(in_domain=true)", *OTHERS, "rds"), budgets=("5%",),
+        evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING, metrics=("loss", "exact"),
     )  # fmt: skip
     return Study(
         "Another draw of the mixed pool: rows of up to 650 characters for 140, so that a third of them are of Natural "

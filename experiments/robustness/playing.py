@@ -7,9 +7,12 @@ from dataclasses import replace
 from demo.fetch import fetch_model
 
 from experiments.mixed.setting import TRAINING as MIXED_TRAINING
+from experiments.robustness.games import LONGER
 from experiments.robustness.study import Folders, Games, Study
 from experiments.textgames.data import TARGETS, Sizes
-from experiments.textgames.setting import TRAINING, held_out
+from experiments.textgames.setting import RUN, TRAINING, held_out
+from pursuit import Run
+from pursuit.compare import Comparison
 from pursuit.finetune import FineTune
 
 PLAYED_STEPS = 200
@@ -40,14 +43,8 @@ def played_larger(folders: Folders) -> Study:
 
 def played_reader(folders: Folders) -> Study:
     """Kinds of games that the first model has never seen, learnt from the pool, and won by choosing among actions."""
-    games = Games.made(
-        folders.textgames / "reader", READER, READER_TRAINING, ("first.jsonl", "games/pool.jsonl")
-    )  # fmt: skip
-    comparison = games.comparison(
-        "targeted", train=replace(TRAINING, max_steps=PLAYED_STEPS, learning_rate=1e-3), players=CHOOSERS,
-        methods=("gtp", "gtp(in_domain=true)", "tagcos(clusters=20)", "less", "random"),
-        evaluation=[*held_out(games.data, TARGETS), *held_out(games.data, TARGETS, "games")],
-    )  # fmt: skip
+    games = _reader(folders)
+    comparison = _played(games, "gtp", "gtp(in_domain=true)", "tagcos(clusters=20)", "less", "random")
     return Study(
         "Text games of three kinds (120 games each, with wrong answers and copies as before), learnt by a Llama of 0.9 "
         f"million weights that had {READER_TRAINING.max_steps:,} steps of 16 on five other kinds. {PLAYED_STEPS} steps "
@@ -56,3 +53,40 @@ def played_reader(folders: Folders) -> Study:
         "scores; *loss* and *exact* are of steps of other unseen games and of these games' first steps.",
         {"three kinds": {"": (games.run(), comparison)}},
     )  # fmt: skip
+
+
+def tagcos_ablations(folders: Folders) -> Study:
+    """TAGCOS with other clusters, ridges, dimensions and checkpoints, on the games where it is told from random."""
+    games = _reader(folders)
+    clusters = [f"tagcos(clusters={count})" for count in (5, 20, 50, 100)]
+    ridges = [f"tagcos(clusters=20,ridge={ridge:g})" for ridge in (0.01, 10)]
+    gradients = {
+        "2,048 numbers, steps 8 and 16": games.run(), "256 numbers": games.run("256-numbers"),
+        "step 16 alone": _after(games, 16), "steps 4, 8, 12, 16": _after(games, 4, 8, 12, 16),
+        "steps 128 and 256": games.run(warmup=RUN["warmup"] | LONGER),
+    }  # fmt: skip
+    usual = _played(games, "tagcos(clusters=20)", "random")
+    return Study(
+        "What TAGCOS owes to its settings: text games as in *played-reader*, where its default ridge is 1.",
+        {
+            "clusters and ridge": {"usual": (games.run(), _played(games, *clusters, *ridges, "random"))},
+            "gradients": {label: (run, usual) for label, run in gradients.items()},
+        },
+        overlaps=("tagcos(clusters=20)",),
+    )
+
+
+def _reader(folders: Folders) -> Games:
+    return Games.made(folders.textgames / "reader", READER, READER_TRAINING, ("first.jsonl", "games/pool.jsonl"))
+
+
+def _played(games: Games, *methods: str) -> Comparison:
+    return games.comparison(
+        "targeted", train=replace(TRAINING, max_steps=PLAYED_STEPS, learning_rate=1e-3), players=CHOOSERS,
+        methods=methods, evaluation=[*held_out(games.data, TARGETS), *held_out(games.data, TARGETS, "games")],
+    )  # fmt: skip
+
+
+def _after(games: Games, *steps: int) -> Run:
+    """Gradients at these steps of the warm-up."""
+    return games.run(warmup=RUN["warmup"] | {"checkpoint_steps": list(steps)})
