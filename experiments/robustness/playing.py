@@ -67,8 +67,8 @@ def tagcos_ablations(folders: Folders) -> Study:
     }  # fmt: skip
     usual = _compared(games, "tagcos(clusters=20)", "random")
     return Study(
-        "What TAGCOS owes to its settings: text games as in *played-reader*, by the same rows, without playing. Its default "
-        "ridge is 1.",
+        "What TAGCOS owes to its settings: text games as in *played-reader*, by the same rows, without playing. Its "
+        "default ridge is 1.",
         {
             "clusters and ridge": {"usual": (games.run(), _compared(games, *clusters, *ridges, "random"))},
             "gradients": {label: (run, usual) for label, run in gradients.items()},
