@@ -52,6 +52,8 @@ class Settings(Group):
     store: str | None = Field(None, description="URL (fsspec: s3://bucket/x) where the gradients' shards are kept too; "
                               "the run folder then holds copies.")  # fmt: skip
     attention: str | None = Field(None, description="transformers' attention implementation, sdpa for example.")
+    load_in_4bit: bool = Field(False, description="Keep frozen weights in 4 bits (NF4), as QLoRA does: a quarter of "
+                               "their memory, and other gradients.")  # fmt: skip
     adapter: str | None = Field(None, description="An existing PEFT adapter to train on, instead of a new LoRA.")
     weights: list[str] = Field(default_factory=list, description="Patterns of the model's own weights to train instead "
                                "of a LoRA: 'model.layers.2?.mlp.*'.")  # fmt: skip
@@ -78,6 +80,17 @@ class Settings(Group):
             if group.seed is None:
                 object.__setattr__(group, "seed", self.seed)
         return self
+
+    @model_validator(mode="after")
+    def _four_bits_stay_frozen(self) -> Self:
+        if self.load_in_4bit and self.weights:
+            raise ValueError("load_in_4bit is for a LoRA or an adapter; weights in 4 bits cannot be trained themselves")
+        return self
+
+    @property
+    def held_as(self) -> str:
+        """How the frozen weights are held, for records of what a result was made with."""
+        return f"{self.dtype} and 4 bits" if self.load_in_4bit else self.dtype
 
     def lora_recipe(self) -> Lora | None:
         """The new adapter to make; None when an adapter or weights are named."""
@@ -144,7 +157,7 @@ FREE = frozenset({
 })  # fmt: skip
 
 
-LATER = ("adapter", "weights", "dtype", "lora", "warmup", "features")  # of the stages after the tokens
+LATER = ("adapter", "weights", "dtype", "load_in_4bit", "lora", "warmup", "features")  # of the stages after the tokens
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # the settings that say how a model and rows are read; the others belong to a selection
 USED = (
-    "model", "adapter", "revision", "trust_remote_code", "dtype", "device", "attention", "fields", "source_field",
-    "on_bad_row", "max_length", "chat_template", "train_on",
+    "model", "adapter", "revision", "trust_remote_code", "dtype", "device", "attention", "load_in_4bit",
+    "fields", "source_field", "on_bad_row", "max_length", "chat_template", "train_on",
 )  # fmt: skip
 if TYPE_CHECKING:
     UsedFlags = Flags
@@ -138,15 +138,13 @@ def _evaluate(settings: Settings, paths: list[str], plan: Plan, out: Path | None
 def _load(settings: Settings) -> nn.Module:
     """The model with its adapter. A whole model's folder in the adapter's place, as a training of all weights leaves
     it, is loaded instead."""
-    from pursuit.models.loading import load_model
+    from pursuit.models.configured import load_configured
     from pursuit.models.trainable import prepare_trainable
 
     whole = settings.adapter is not None and (Path(settings.adapter).expanduser() / "config.json").exists()
-    model = load_model(
-        (settings.adapter if whole else settings.model) or "", dtype=settings.dtype, device=settings.device,
-        trust_remote_code=settings.trust_remote_code, revision=None if whole else settings.revision,
-        attention=settings.attention,
-    )  # fmt: skip
+    model = load_configured(
+        settings.model_copy(update={"model": settings.adapter, "revision": None}) if whole else settings
+    )
     if settings.adapter is None or whole:
         return model
     return prepare_trainable(model, adapter=settings.adapter).requires_grad_(False)

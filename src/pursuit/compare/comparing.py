@@ -163,7 +163,7 @@ class _Trained:
                 "chat_template": comparison.train_template,
             }  # fmt: skip
         if comparison.all_weights:
-            changes |= {"weights": ["*"], "adapter": None}
+            changes |= {"weights": ["*"], "adapter": None, "load_in_4bit": False}
         return settings.model_copy(update=changes)
 
 

@@ -20,7 +20,8 @@ from pursuit.errors import PursuitError
 from pursuit.evaluate import EvalSet, evaluate, named_functions, read_eval_set
 from pursuit.files import fingerprint, read_json, write_record
 from pursuit.finetune import FineTune, finetune
-from pursuit.models.loading import load_model, load_tokenizer
+from pursuit.models.configured import load_configured
+from pursuit.models.loading import load_tokenizer
 from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
 from pursuit.run.folder import RunFolder
@@ -73,7 +74,8 @@ class Job:
         weighted = self.way is not None and self.way.weighted  # otherwise weights change nothing that is done
         weights = np.asarray(self.weights).tolist() if weighted else None
         chosen = None if self.indices is None else [self.indices.tolist(), weights]
-        trained = {name: self.settings[name] for name in ("lora", "weights", "dtype")}
+        trained = {name: self.settings[name] for name in ("lora", "weights")}
+        trained["dtype"] = Settings(**self.settings).held_as
         trained["adapter"] = self.settings["adapter"] and [self.settings["adapter"], self.adapter_digest]
         key = fingerprint([
             self.model_digest, self.data_digest, trained, chosen, None if self.way is None else asdict(self.way),
@@ -144,10 +146,7 @@ def held_out_rows(settings: Settings, tokenizer: PreTrainedTokenizerBase, paths:
 
 
 def _model(settings: Settings, seed: int) -> nn.Module:
-    loaded = load_model(
-        str(settings.model), dtype=settings.dtype, device=settings.device, attention=settings.attention,
-        trust_remote_code=settings.trust_remote_code, revision=settings.revision,
-    )  # fmt: skip
+    loaded = load_configured(settings)
     torch.manual_seed(seed)
     return prepare_trainable(
         loaded, lora=settings.lora_recipe(), adapter=settings.adapter, weights=settings.weights, seed=seed

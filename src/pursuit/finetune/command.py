@@ -21,7 +21,8 @@ from pursuit.export.subset import read_chosen
 from pursuit.finetune.recipe import ROWS, TRAINED, USED, FineTune
 from pursuit.finetune.result import Finetuned, read_record
 from pursuit.finetune.run import check_folder, check_optimizer, finetune, finished
-from pursuit.models.loading import load_model, load_tokenizer, model_fingerprint, settled_dtype
+from pursuit.models.configured import load_configured
+from pursuit.models.loading import load_tokenizer, model_fingerprint, settled_dtype
 from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
 from pursuit.run.folder import RunFolder
@@ -158,6 +159,8 @@ def _settings(source: Source, given: Mapping[str, Any], full: bool) -> Settings:
         stored = {name: value for name, value in stored.items() if name not in ("model", "revision", *TRAINED)}
     if trained:  # instead of what the run trained
         stored |= {"adapter": None, "weights": ["*"] if full else []}
+    if full:  # a run's own 4 bits are for its LoRA
+        stored.pop("load_in_4bit", None)
     return settings_from(merge(stored, given))
 
 
@@ -216,10 +219,7 @@ def _selected(source: Source, settings: Settings) -> Rows:
 
 
 def _model(settings: Settings, dtype: str) -> nn.Module:
-    loaded = load_model(
-        _model_name(settings), dtype=dtype, device=settings.device, trust_remote_code=settings.trust_remote_code,
-        revision=settings.revision, attention=settings.attention,
-    )  # fmt: skip
+    loaded = load_configured(settings.model_copy(update={"model": _model_name(settings), "dtype": dtype}))
     return prepare_trainable(
         loaded, lora=settings.lora_recipe(), adapter=settings.adapter, weights=settings.weights, seed=settings.seed
     )
@@ -229,4 +229,5 @@ def _made_with(settings: Settings, dtype: str) -> dict[str, Any]:
     """What shapes the model before it is trained; an adapter's weights are told by their bits."""
     trains: Any = "an adapter" if settings.adapter else list(settings.weights) or settings.lora.model_dump(mode="json")
     digest = model_fingerprint(_model_name(settings), revision=settings.revision)["digest"]
-    return {"model": digest, "dtype": dtype, "trains": trains}
+    held = settings.model_copy(update={"dtype": dtype}).held_as
+    return {"model": digest, "dtype": held, "trains": trains}

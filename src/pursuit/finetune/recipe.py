@@ -13,7 +13,7 @@ PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 
 # the settings of a run that a training uses: how rows are read, the model, and what of it is trained
 ROWS = ("fields", "source_field", "on_bad_row", "max_length", "chat_template", "train_on")
-MODEL = ("model", "revision", "trust_remote_code", "dtype", "device", "attention")
+MODEL = ("model", "revision", "trust_remote_code", "dtype", "device", "attention", "load_in_4bit")
 TRAINED = ("adapter", "weights", "lora")
 USED = (*ROWS, *MODEL, *TRAINED, "pool", "seed")
 

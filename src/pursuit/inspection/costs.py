@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from pursuit.gradients.sketch import MatrixSketch
+from pursuit.models.quantized import entries
 from pursuit.models.trainable import parameter_count, trainable_parameters
 
 
@@ -49,9 +50,9 @@ def shape_of(model: nn.Module, sketch: MatrixSketch | None = None) -> Shape:
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     output = model.get_output_embeddings()  # type: ignore[operator]
-    head = 0 if output is None else output.weight.numel()
+    head = 0 if output is None else entries(output.weight)
     matrices = {
-        id(m.weight): m.weight.numel()
+        id(m.weight): entries(m.weight)
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear | Conv1D) and m is not output and "lora_" not in name
     }

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from pursuit.errors import ModelError
 from pursuit.files import fingerprint, sha256_file
 from pursuit.models.hub import ask_hub
+from pursuit.models.quantized import four_bit_options
 from pursuit.models.trainable import Lora, lora_targets, parameter_count, prepare_trainable, trainable_parameters
 
 __all__ = [
@@ -130,7 +131,7 @@ def checkpoint_dtype(
 
 def load_model(
     model: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False,
-    revision: str | None = None, attention: str | None = None,
+    revision: str | None = None, attention: str | None = None, load_in_4bit: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
     """A causal language model in evaluation mode, on its device.
 
@@ -141,6 +142,7 @@ def load_model(
         trust_remote_code: run Python code that the model brings along.
         revision: branch, tag or commit on the hub.
         attention: transformers' attn_implementation ("sdpa", "eager", "flash_attention_2"); None lets it choose.
+        load_in_4bit: keep the weights of linear layers (but for the head) in 4 bits, see `pursuit.models.quantized`.
 
     Raises:
         ModelError: cannot be found, is not safetensors or GGUF, is damaged, or lacks some of its weights.
@@ -159,6 +161,11 @@ def load_model(
         wanted = torch.float32 if wanted == "auto" else wanted
     if attention is not None:
         options["attn_implementation"] = attention
+    if load_in_4bit:
+        if source.gguf_file is not None:
+            raise ModelError(f"{source.name}: a GGUF file is read whole; for 4 bits give the safetensors of the model.")
+        exact = settled_dtype(model, dtype, device, trust_remote_code=trust_remote_code, revision=revision)
+        options |= four_bit_options(source.name, DTYPES[exact], place)
     try:
         answer: Any = AutoModelForCausalLM.from_pretrained(
             source.name, dtype=wanted, trust_remote_code=trust_remote_code, revision=revision,
@@ -172,7 +179,7 @@ def load_model(
             f"{source.name}: {len(missing)} weights are not in the checkpoint and would be random, such as "
             f"{missing[0]}. Is this a complete causal language model?"
         )
-    return loaded.to(place).eval()
+    return loaded.eval() if load_in_4bit else loaded.to(place).eval()
 
 
 def _find(model: str | os.PathLike[str], revision: str | None = None) -> _Source:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pursuit.errors import ModelError
+from pursuit.models.quantized import entries
 from pursuit.online.head import find_head, language_model
 
 
@@ -30,6 +31,6 @@ def model_flops(model: nn.Module) -> ModelFlops:
     with contextlib.suppress(ModelError):
         tables -= {id(find_head(model).weight)}
     weights = [p for p in base.parameters() if id(p) not in tables]
-    every = sum(p.numel() for p in weights)
+    every = sum(entries(p) for p in weights)
     trained = sum(p.numel() for p in weights if p.requires_grad)
     return ModelFlops(forward=2.0 * every, train=4.0 * every + 2.0 * trained)

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pursuit.encoding import Encoder
 from pursuit.errors import RunError
-from pursuit.models.loading import load_model, load_tokenizer, model_fingerprint
+from pursuit.models.configured import load_configured
+from pursuit.models.loading import load_tokenizer, model_fingerprint
 from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
 from pursuit.settings import Settings
@@ -74,8 +75,4 @@ class Given:
         return model_fingerprint(self.model_name, revision=self._settings.revision)["digest"]
 
     def _loaded(self) -> PreTrainedModel:
-        s = self._settings
-        return load_model(
-            self.model_name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code,
-            revision=s.revision, attention=s.attention,
-        )  # fmt: skip
+        return load_configured(self._settings.model_copy(update={"model": self.model_name}))

@@ -147,9 +147,7 @@ class Stages:
         recipe = self.settings.feature_recipe()
         if self.settings.store and self.folder.targets not in folder.parents:
             set_mirror(folder, f"{self.settings.store}/{folder.relative_to(self.folder.path)}")
-        provenance = {
-            "model": self.given.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
-        }  # fmt: skip
+        provenance = {**self._of_model(), "data": encoded.manifest["settings"]}
         store = finished_embeddings(folder, len(encoded), provenance=provenance, dtype=recipe.dtype)
         return store or embed(
             self.given.base_model, encoded, folder, provenance=provenance, dtype=recipe.dtype,
@@ -235,10 +233,13 @@ class Stages:
             folders.append(part.features)
         return folders
 
+    def _of_model(self) -> dict[str, Any]:
+        return {"model": self.given.model_digest, "model_dtype": self.settings.held_as}
+
     def provenance(self, encoded: EncodedPool, trajectory: Trajectory) -> dict[str, Any]:
         """What features depend on besides their recipe."""
         return {
-            "model": self.given.model_digest, "model_dtype": self.settings.dtype, "data": encoded.manifest["settings"],
+            **self._of_model(), "data": encoded.manifest["settings"],
             "trajectory": [dict(checkpoint.sha256) for checkpoint in trajectory.checkpoints],
         }  # fmt: skip
 
