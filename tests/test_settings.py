@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from pursuit.errors import SettingsError
@@ -24,6 +27,12 @@ def test_one_file_needs_no_list_and_keeps_its_commas():
     settings = settings_from({"pool": "a,b.jsonl", "target": "exam=t.jsonl", "weights": "*", "devices": "cpu, cpu"})
     assert (settings.pool, settings.target) == (["a,b.jsonl"], ["exam=t.jsonl"])
     assert (settings.weights, settings.devices) == (["*"], ["cpu", "cpu"])
+
+
+def test_the_command_is_also_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "pursuit", "methods"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "tagcos" in done.stdout
 
 
 def test_a_missing_flag_is_named_with_its_command(capsys):
