@@ -120,7 +120,7 @@ def test_killed_and_started_again_no_finished_cell_is_repeated(begun, tmp_path, 
 def _killed_after_a_cell(run, heldout, out) -> set[str]:
     """Names of the cells that stood when the command was killed."""
     command = [
-        sys.executable, "-m", "pursuit.cli", "compare", "--run", run, "--methods", "kcenter,longest",
+        sys.executable, "-m", "pursuit", "compare", "--run", run, "--methods", "kcenter,longest",
         "--budgets", "10%", "--seeds", "3", "--eval", heldout, "--steps", str(TRAIN.max_steps),
         "--batch-size", str(TRAIN.batch_size), "--learning-rate", str(TRAIN.learning_rate), "--out", out,
     ]  # fmt: skip

@@ -110,7 +110,7 @@ def test_a_device_that_fails_is_named_with_its_reason(place, tmp_path):  # noqa:
 def test_killed_jobs_go_on_to_the_same_store(place, alone, tmp_path):  # noqa: F811
     run = new_run(place, tmp_path / "run")
     run.warmup()
-    command = [sys.executable, "-m", "pursuit.cli", "extract", "--run", str(tmp_path / "run"), "--shard"]
+    command = [sys.executable, "-m", "pursuit", "extract", "--run", str(tmp_path / "run"), "--shard"]
     both = [subprocess.Popen([*command, f"{number}/2"], stdout=subprocess.DEVNULL) for number in (1, 2)]
     deadline = time.monotonic() + 60
     while not list(run.folder.features.rglob("*.safetensors")) and time.monotonic() < deadline:
@@ -126,7 +126,7 @@ def test_killed_jobs_go_on_to_the_same_store(place, alone, tmp_path):  # noqa: F
 def test_many_jobs_may_begin_at_once(place, alone, tmp_path):  # noqa: F811
     run = new_run(place, tmp_path / "run")
     run.warmup()
-    command = [sys.executable, "-m", "pursuit.cli", "extract", "--run", str(tmp_path / "run"), "--shard"]
+    command = [sys.executable, "-m", "pursuit", "extract", "--run", str(tmp_path / "run"), "--shard"]
     started = [subprocess.Popen([*command, f"{number}/4"], stdout=subprocess.DEVNULL) for number in range(1, 5)]
     assert [job.wait(400) for job in started] == [0] * 4
     assert shards(run.folder.features) == alone

@@ -207,7 +207,7 @@ def test_ctrl_c_says_that_nothing_is_lost(place, tmp_path):
     flags = ["--model", place / "model", "--pool", place / "pool.jsonl", "--run", tmp_path / "run", "--budget", "5"]
     flags += ["--features.dimension", "64", "--warmup.batch-size", "8", "--param", "clusters=3"]
     flags += ["--warmup.checkpoint-steps", "10", "5000"]  # long enough that it cannot end before it is interrupted
-    command = [sys.executable, "-m", "pursuit.cli", "select", *map(str, flags)]
+    command = [sys.executable, "-m", "pursuit", "select", *map(str, flags)]
     process = subprocess.Popen(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for what runs in background
@@ -239,7 +239,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(place, tmp_path):
         }  # fmt: skip
         config = folder / "job.yaml"
         config.write_text(json.dumps(job))  # JSON is YAML
-        command = [sys.executable, "-m", "pursuit.cli", "run", str(config)]
+        command = [sys.executable, "-m", "pursuit", "run", str(config)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 

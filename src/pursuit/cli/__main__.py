@@ -1,3 +1,0 @@
-from pursuit.cli import main
-
-main()
