@@ -160,7 +160,7 @@ def test_a_finished_one_does_not_load_the_model_again(
     arguments = ("--run", place / "run", "--subset", place / "subset.jsonl", "--out", tmp_path, *QUICK)
     command(*arguments)
     before = adapter(tmp_path)
-    monkeypatch.setattr("pursuit.finetune.command.load_model", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr("pursuit.finetune.command.load_configured", lambda *_, **__: pytest.fail("loaded again"))
     command(*arguments)
     assert adapter(tmp_path) == before
 
