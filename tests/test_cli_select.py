@@ -84,7 +84,7 @@ def test_a_wrong_key_or_value_of_the_job_is_named(place, tmp_path, capsys, wrong
 def test_quotas_that_do_not_fit_the_target_are_found_before_the_model_is_loaded(place, tmp_path, monkeypatch, name):
     import pursuit.run.given as module
 
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(module, "load_configured", lambda *_, **__: pytest.fail("the model was loaded"))
     new = {"model": place / "model", "pool": place / "pool.jsonl", **SMALL}
     run = Run(tmp_path / "run", target=f"exam={place / 'exam.jsonl'}", **new)
     with pytest.raises(SelectionError, match=r"quotas name 'exan', which is no target set\. Did you mean 'exam'"):

@@ -25,7 +25,9 @@ def test_another_machine_takes_its_gradients_from_there(place, tmp_path, kind, m
     there = tmp_path / "there"
     shutil.copytree(tmp_path / "here", there, ignore=shutil.ignore_patterns("checkpoint-0?"))
     assert not shards(there / "features")
-    monkeypatch.setattr("pursuit.run.given.load_model", lambda *_, **__: pytest.fail("gradients were computed again"))
+    monkeypatch.setattr(
+        "pursuit.run.given.load_configured", lambda *_, **__: pytest.fail("gradients were computed again")
+    )
     Run(there).extract()
     assert shards(there / "features") == made
 

@@ -75,7 +75,7 @@ def test_the_subset_holds_original_rows_in_order_of_choice(place, finished):
 def test_selecting_again_uses_the_same_features(place, finished, monkeypatch):
     import pursuit.run.given as module
 
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr(module, "load_configured", lambda *_, **__: pytest.fail("the model was loaded again"))
     run = Run(place / "run")
     again = run.select("tagcos", "10%", clusters=4, out=place / "again.jsonl")
     assert again.subset.read_bytes() == finished[1].subset.read_bytes()
@@ -118,7 +118,7 @@ def test_a_pool_that_changed_is_refused(place, tmp_path):
 def test_mistakes_are_found_before_anything_heavy(place, tmp_path, monkeypatch):
     import pursuit.run.given as module
 
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(module, "load_configured", lambda *_, **__: pytest.fail("the model was loaded"))
     run = Run(tmp_path / "run", model=place / "model", pool=place / "pool.jsonl", **SMALL)
     for budget in (0, -1, "0%", "x", "101%", 2.5, 121):
         with pytest.raises(SettingsError, match="budget"):
