@@ -61,6 +61,12 @@ def test_an_adapter_of_other_weights_is_another_cell():
     assert one.folder != other.folder != JOB.folder
 
 
+def test_weights_in_4_bits_are_another_cell():
+    usual, packed = (replace(JOB, settings={**JOB.settings, "load_in_4bit": packed}) for packed in (False, True))
+    assert usual.folder == JOB.folder  # as before there was the choice
+    assert packed.folder != JOB.folder
+
+
 def test_rows_of_another_pool_are_another_cell():
     for job in (JOB, replace(JOB, indices=None), replace(JOB, way=None)):
         assert replace(job, data_digest="of another pool").folder != job.folder

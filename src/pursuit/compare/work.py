@@ -74,8 +74,9 @@ class Job:
         weighted = self.way is not None and self.way.weighted  # otherwise weights change nothing that is done
         weights = np.asarray(self.weights).tolist() if weighted else None
         chosen = None if self.indices is None else [self.indices.tolist(), weights]
-        trained = {name: self.settings[name] for name in ("lora", "weights")}
-        trained["dtype"] = Settings(**self.settings).held_as
+        trained = {name: self.settings[name] for name in ("lora", "weights", "dtype")}
+        if self.settings.get("load_in_4bit"):
+            trained["load_in_4bit"] = True
         trained["adapter"] = self.settings["adapter"] and [self.settings["adapter"], self.adapter_digest]
         key = fingerprint([
             self.model_digest, self.data_digest, trained, chosen, None if self.way is None else asdict(self.way),
