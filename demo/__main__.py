@@ -26,7 +26,7 @@ def pursuit(*arguments: str) -> float:
     """Show a command and run it; returns its seconds. A command that fails ends the demonstration."""
     say(f"\n$ pursuit {shlex.join(arguments)}\n")
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "pursuit.cli", *arguments], check=False)
+    done = subprocess.run([sys.executable, "-m", "pursuit", *arguments], check=False)
     if done.returncode:
         raise SystemExit(f"The command above failed (exit status {done.returncode}).")
     return time.monotonic() - start
