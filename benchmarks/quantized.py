@@ -4,8 +4,8 @@
 
 Three runs on the first rows of a pool, LoRA of rank 16 on all attention projections, one checkpoint: the model as it
 is, the same in 4 bits (`--load-in-4bit`), and as it is with another seed of the warm-up, by which a choice may change
-anyway. Rank correlation of the rows' inner products with those of the first run, and the share
-of each method's choice (a tenth of the rows) that comes back. Then bytes of the loaded weights and rows a CPU-second.
+anyway. Of each: the room of the loaded weights, rows a CPU-second, rank correlation of the rows' inner products with
+those of the first run, and the share of each method's choice (a tenth of the rows) that comes back.
 """
 
 from __future__ import annotations

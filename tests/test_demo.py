@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from demo import pool as demo_pool
+from demo.__main__ import pursuit
 from demo.fetch import Wheel, cache_folder, fetch_wheel, whole_folder
 
 from pursuit.files import sha256_file
@@ -35,6 +36,13 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     return path
+
+
+def test_its_commands_are_those_of_pursuit(capfd: pytest.CaptureFixture[str]) -> None:
+    assert pursuit("methods") > 0
+    assert "tagcos" in capfd.readouterr().out
+    with pytest.raises(SystemExit, match="failed"):
+        pursuit("select", "--run", "nowhere")
 
 
 def test_a_wheel_is_downloaded_once_and_again_when_damaged(served: Path) -> None:

@@ -95,14 +95,21 @@ def test_the_whole_road(place: Path, tmp_path: Path) -> None:
     alike = (features(usual) * features(other)).sum(1)
     assert 0.5 < alike.mean() < 0.999  # near the model's own, and not the same
 
+    again = {"model": place / "model", "pool": pool, "load_in_4bit": True, **SMALL}
+    assert np.array_equal(features(Run(tmp_path / "again", **again)), features(other))
+    again["features"] = {**SMALL["features"], "batch_tokens": 40}
+    np.testing.assert_allclose(features(Run(tmp_path / "in-small-batches", **again)), features(other), atol=2e-3)
+
     Run(run, model=place / "model", pool=pool).select("gradnorm", 6)  # goes on in 4 bits
     with pytest.raises(RunError, match="load_in_4bit"):
         Run(run, load_in_4bit=False).extract()
 
-    command("finetune", "--run", run, "--subset", subset, "--out", tuned, "--steps", 2)
-    command("finetune", "--run", run, "--subset", subset, "--out", tmp_path / "full", "--steps", 1, "--full")
+    training = ("finetune", "--run", run, "--subset", subset, "--steps", 2, "--out")
+    command(*training, tuned)
+    command(*training, tmp_path / "some", "--weights", "*k_proj*")  # as they are: 4 bits are the LoRA's
+    command(*training, tmp_path / "full", "--full")
     stored = load_file(tmp_path / "full" / "model.safetensors")
-    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}  # all weights are trained as they are
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
     scored = ("evaluate", "--run", run, "--adapter", tuned, "--eval", pool)
     command(*scored, "--out", tmp_path / "scores")
     command(*scored, "--no-load-in-4bit", "--out", tmp_path / "whole")
@@ -113,7 +120,11 @@ def test_the_whole_road(place: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_in_4_bits_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="cannot be trained themselves"):
+    packed_already = tmp_path / "model.gguf"
+    packed_already.touch()
+    with pytest.raises(ModelError, match="give the safetensors"):
+        load_model(packed_already, device="cpu", load_in_4bit=True)
+    with pytest.raises(SettingsError, match=r"weights = .*cannot be trained in 4 bits"):
         Run(tmp_path / "run", model=place / "model", pool=place / "pool.jsonl", load_in_4bit=True, weights=["*"])
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pursuit.errors import SettingsError
 from pursuit.recipes import Lora, Recipe, WarmUp
@@ -73,18 +73,19 @@ class Settings(Group):
         """`a.jsonl` as well as `[a.jsonl]`; a path may hold commas."""
         return [value] if isinstance(value, str) else value
 
+    @field_validator("weights")
+    @classmethod
+    def _four_bits_stay_frozen(cls, value: list[str], others: ValidationInfo) -> list[str]:
+        if value and others.data.get("load_in_4bit"):
+            raise ValueError("they cannot be trained in 4 bits; leave out load_in_4bit, or take a LoRA or an adapter")
+        return value
+
     @model_validator(mode="after")
     def _seeds(self) -> Self:
         """Warm-up and projection keep the seed that the run began with."""
         for group in (self.warmup, self.features):
             if group.seed is None:
                 object.__setattr__(group, "seed", self.seed)
-        return self
-
-    @model_validator(mode="after")
-    def _four_bits_stay_frozen(self) -> Self:
-        if self.load_in_4bit and self.weights:
-            raise ValueError("load_in_4bit is for a LoRA or an adapter; weights in 4 bits cannot be trained themselves")
         return self
 
     @property

@@ -159,7 +159,7 @@ def _settings(source: Source, given: Mapping[str, Any], full: bool) -> Settings:
         stored = {name: value for name, value in stored.items() if name not in ("model", "revision", *TRAINED)}
     if trained:  # instead of what the run trained
         stored |= {"adapter": None, "weights": ["*"] if full else []}
-    if full:  # a run's own 4 bits are for its LoRA
+    if full or given.get("weights"):  # a run's own 4 bits are for its LoRA
         stored.pop("load_in_4bit", None)
     return settings_from(merge(stored, given))
 
