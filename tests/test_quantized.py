@@ -130,3 +130,7 @@ def test_what_cannot_be_in_4_bits_is_refused(place: Path, tmp_path: Path, monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))
     with pytest.raises(ModelError, match=r'pip install "pursuit\[qlora\]"'):
         loaded(place, load_in_4bit=True)
+    run = Run(tmp_path / "run", model=place / "model", pool=place / "pool.jsonl", load_in_4bit=True)
+    with pytest.raises(ModelError, match=r'pip install "pursuit\[qlora\]"'):
+        run.encode()
+    assert not list((tmp_path / "run").rglob("*.safetensors"))

@@ -18,6 +18,12 @@ from pursuit.errors import ModelError
 NUMBERS_A_BYTE = 2
 
 
+def check_four_bits(name: str) -> None:
+    """A ModelError that names the model, where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f'{name}: weights in 4 bits need one more package: pip install "pursuit[qlora]"')
+
+
 def four_bit_options(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Arguments of transformers' `from_pretrained` for NF4 weights, their scales quantised too.
 
@@ -28,8 +34,7 @@ def four_bit_options(name: str, dtype: torch.dtype, device: torch.device) -> dic
     Raises:
         ModelError: bitsandbytes is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f'{name}: weights in 4 bits need one more package: pip install "pursuit[qlora]"')
+    check_four_bits(name)
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )

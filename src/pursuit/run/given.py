@@ -12,6 +12,7 @@ from pursuit.encoding import Encoder
 from pursuit.errors import RunError
 from pursuit.models.configured import load_configured
 from pursuit.models.loading import load_tokenizer, model_fingerprint
+from pursuit.models.quantized import check_four_bits
 from pursuit.models.trainable import prepare_trainable
 from pursuit.pool import Pool
 from pursuit.settings import Settings
@@ -43,6 +44,8 @@ class Given:
     def encoder(self) -> Encoder:
         """Turns rows into tokens and response masks as this run does."""
         s = self._settings
+        if s.load_in_4bit:  # found before the tokens of a large pool are made
+            check_four_bits(self.model_name)
         return Encoder(self.tokenizer, max_length=s.max_length, chat_template=s.chat_template, train_on=s.train_on)
 
     @cached_property
