@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pursuit.compare import Compared
 from pursuit.files import read_json, write_json
 from pursuit.report.comparison import Interval, MethodScore
@@ -36,6 +38,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"), "system": platform.system(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }  # fmt: skip
 
 

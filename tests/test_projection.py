@@ -115,3 +115,18 @@ def test_no_coordinate_is_lost(place, method, seed):
     row = torch.zeros(1, 50_000)
     row[0, place] = 1.0
     assert project(make_projection(method, 50_000, 32, seed), row).norm() == pytest.approx(1.0, rel=1e-5)
+
+
+@given(
+    st.integers(1, 90), st.integers(1, 40), st.integers(1, 5), st.lists(st.integers(1, 89), max_size=4),
+    st.integers(1, 200),
+)  # fmt: skip
+def test_a_gpus_way_of_adding_chunks_is_that_of_the_cpu(size, dimension, rows, cuts, together):
+    matrix = torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
+    projection = make_projection("sparse", size, dimension, 5)
+    expected = project(projection, matrix, [cut for cut in cuts if cut < size])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pursuit.gradients.project.GATHERED", together)
+        patch.setattr(type(projection), "_add_by_chunk", type(projection)._add_gathered)
+        found = project(projection, matrix, [cut for cut in cuts if cut < size])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

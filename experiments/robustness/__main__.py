@@ -17,8 +17,10 @@ from experiments.records import comparison_facts, counted_seconds, machine
 from experiments.robustness.studies import STUDIES
 from experiments.robustness.study import Folders, cells
 from experiments.robustness.table import write_table
+from experiments.side_by_side import SideBySide, choose_ahead
 from pursuit.compare import compare
 from pursuit.compare.choices import choices
+from pursuit.engine import LOCAL
 from pursuit.files import write_json
 from pursuit.progress import say
 from pursuit.versions import versions
@@ -30,6 +32,7 @@ app = App(name="experiments.robustness", help=__doc__)
 def main(
     *, out: Path = Path("runs/robustness"), textgames: Path = Path("runs/textgames"), mixed: Path = Path("runs/mixed"),
     results: Path = Path("experiments/results"), seeds: int = 3, studies: Sequence[str] = tuple(STUDIES),
+    workers: int = 1,
 ) -> None:  # fmt: skip
     """Select, change one thing, train on every choice, score; write robustness-STUDY.json and .md.
 
@@ -42,10 +45,12 @@ def main(
         results: Folder for the small files that are kept.
         seeds: Trainings of each choice.
         studies: What is changed.
+        workers: Processes that choose and train side by side, on one GPU.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=".*rows follow the goal as closely.*")  # kept in the diagnostics
     results.mkdir(parents=True, exist_ok=True)
+    engine = SideBySide(workers) if workers > 1 else LOCAL
     counted = 0.0
     for name in studies:
         study = STUDIES[name](Folders(textgames, mixed))
@@ -54,7 +59,10 @@ def main(
             goals: dict[str, dict[str, Any]] = {}
             for goal, label, run, comparison in cells(study):
                 say(f"{name}, {count} of {seeds} seeds: {goal}, {label}")
-                compared = compare(run, replace(comparison, seeds=count), out / name)
+                comparison = replace(comparison, seeds=count)
+                if isinstance(engine, SideBySide):
+                    choose_ahead(engine, run, comparison, out / name)
+                compared = compare(run, comparison, out / name, engine=engine)
                 goals.setdefault(goal, {})[label] = comparison_facts(compared)
             now = time.process_time()
             seconds, counted = counted_seconds(out / name / "cpu.json", now - counted), now
@@ -74,6 +82,7 @@ def main(
             write_json(results / f"robustness-{name}.json", record)
             text = write_table(record, results / f"robustness-{name}.md")
         print(text)
+    engine.close()
 
 
 if __name__ == "__main__":

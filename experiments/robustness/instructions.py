@@ -28,7 +28,7 @@ def mixed_exact(folders: Folders) -> Study:
     data = mixed_data(folders.mixed)
     run = mixed_run(folders.mixed, data, "default")
     compared = Comparison(
-        methods=(*MIXED, _in_turn(FAMILIES)), budgets=("5%",), evaluation=[str(data / "eval.jsonl")],
+        methods=(*MIXED, in_turn(FAMILIES)), budgets=("5%",), evaluation=[str(data / "eval.jsonl")],
         train=MIXED_TRAINING, metrics=("loss", "exact"),
     )  # fmt: skip
     return Study("Mixed pool, with exact answers.", {"ten families": {"": (run, compared)}})
@@ -54,7 +54,7 @@ def natural_instructions(folders: Folders) -> Study:
     data = mixed_data(out, INSTRUCTIONS)
     run = mixed_run(out, data, "default", max_length=400, on_bad_row="skip")  # one row has a NUL character
     compared = Comparison(
-        methods=(*MIXED, _in_turn(INSTRUCTIONS.families), "gtp(in_domain=true)", *OTHERS, "rds"), budgets=("5%",),
+        methods=(*MIXED, in_turn(INSTRUCTIONS.families), "gtp(in_domain=true)", *OTHERS, "rds"), budgets=("5%",),
         evaluation=[str(data / "eval.jsonl")], train=MIXED_TRAINING, metrics=("loss", "exact"),
     )  # fmt: skip
     return Study(
@@ -64,7 +64,7 @@ def natural_instructions(folders: Folders) -> Study:
     )  # fmt: skip
 
 
-def _in_turn(families: Sequence[str]) -> str:
+def in_turn(families: Sequence[str]) -> str:
     """LESS, with the best rows of each family of the target in turn."""
     shares = ",".join(f"{family}=1" for family in families)
     return f'less(quotas="{shares}")'

@@ -15,6 +15,7 @@ from experiments.robustness.games import (
     warmups,
 )
 from experiments.robustness.instructions import mixed_exact, mixed_models, natural_instructions
+from experiments.robustness.larger import larger_pool
 from experiments.robustness.playing import played_larger, played_reader, tagcos_ablations
 from experiments.robustness.study import Folders, Study
 
@@ -23,4 +24,5 @@ STUDIES: dict[str, Callable[[Folders], Study]] = {
     "iterations": iterations, "projections": projections, "projection-seeds": projection_seeds,
     "played-larger": played_larger, "played-reader": played_reader, "tagcos-ablations": tagcos_ablations,
     "mixed-exact": mixed_exact, "mixed-models": mixed_models, "natural-instructions": natural_instructions,
+    "larger-pool": larger_pool,
 }  # fmt: skip

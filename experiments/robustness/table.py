@@ -10,6 +10,7 @@ from experiments.plots import budget_chart
 from experiments.records import Record, columns_table, markdown_table, part_of, score_table
 from pursuit.files import write_text
 
+SMALL = "A small CPU setting, not the papers' scale."
 EXPECTED, FOUND = Path(__file__).parent / "expected.md", Path(__file__).parent / "found.md"
 
 
@@ -62,21 +63,29 @@ def _scores(columns: Record) -> Iterator[str]:
             yield columns_table(metric, columns, to_random=True)
 
 
-def _about(record: Record) -> str:
+def _where(record: Record, gpu: str | None) -> str:
     machine = record["machine"]
+    if gpu:
+        return f"{gpu}, {machine['cores']} cores ({machine['processor']}), several processes on the one GPU"
+    return (
+        f"{record['cpu_seconds'] / 60:.0f} CPU minutes (more if it was killed on the way), Java's not counted; "
+        f"{machine['processor']}, {machine['cores']} cores shared with other work, {machine['threads']} thread"
+    )
+
+
+def _about(record: Record) -> str:
+    gpu = record["machine"].get("gpu")
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     seeds = len(record["seeds"])
     command = f"python -m experiments.robustness --studies {record['study']}"
     command += "" if seeds == 3 else f" --seeds {seeds}"
     return (
         f"Made by `{command}`; all numbers are in "
-        f"`robustness-{record['study']}.json`. A small CPU setting, not the papers' scale.\n\n"
+        f"`robustness-{record['study']}.json`. {'' if gpu else SMALL}\n\n"
         f"- {record['about']}\n"
         "- What is not named is as in [textgames.md](textgames.md) or [mixed.md](mixed.md), 5 % of the pool; gradients "
         "are pursuit's own (Adam's steps without momentum; the target's alike for GTP).\n"
         f"- Seeds {', '.join(map(str, record['seeds']))}. ±: 95 %, Student's t over seeds. To random: difference at "
         "the same budget, paired by seed.\n"
-        f"- {record['cpu_seconds'] / 60:.0f} CPU minutes (more if it was killed on the way), Java's not counted; "
-        f"{machine['processor']}, {machine['cores']} cores shared with other work, {machine['threads']} thread; "
-        f"{versions}."
+        f"- {_where(record, gpu)}; {versions}."
     )

@@ -171,17 +171,23 @@ def batch_features(
         consume(name, zeros if sketch is None else reduced(sketch, name, zeros))
     projected = projection.finish(accumulator)
     norms = projected.norm(dim=1)
-    for place, row in enumerate(rows):
-        if not (torch.isfinite(losses[place]) and torch.isfinite(squares[place]) and torch.isfinite(norms[place])):
-            raise row_error(
-                encoded, row, f"loss {losses[place]:.4g}, gradient norm {squares[place].sqrt():.4g}: not finite. "
-                "Try --dtype float32, or look at this row."
-            )  # fmt: skip
-    if sketch is not None and direction.kind != "sgd":
-        squares.fill_(math.nan)  # of scaled gradients: those of the plain ones are not known
     unit = projected / norms.where(norms > 0, 1.0)[:, None]
-    found = {"features": unit, "norms": norms, "gradient_norms": squares.sqrt(), "losses": losses}
-    return {name: values.cpu() for name, values in found.items()}
+    made = {"features": unit, "norms": norms, "gradient_norms": squares.sqrt(), "losses": losses}
+    found = {name: values.cpu() for name, values in made.items()}
+    _refuse_what_is_not_finite(encoded, rows, found)
+    if sketch is not None and direction.kind != "sgd":
+        found["gradient_norms"].fill_(math.nan)  # of scaled gradients: those of the plain ones are not known
+    return found
+
+
+def _refuse_what_is_not_finite(encoded: EncodedRows, rows: list[int], found: Mapping[str, Tensor]) -> None:
+    """On the CPU: asked of a GPU, each number would wait for all of its work."""
+    finite = torch.stack([found[name].isfinite() for name in ("norms", "gradient_norms", "losses")]).all(dim=0)
+    for place in (~finite).nonzero().flatten().tolist():
+        raise row_error(
+            encoded, rows[place], f"loss {found['losses'][place]:.4g}, gradient norm "
+            f"{found['gradient_norms'][place]:.4g}: not finite. Try --dtype float32, or look at this row."
+        )  # fmt: skip
 
 
 def check_gradients(model: nn.Module, encoded: EncodedRows, sketch: MatrixSketch | None = None) -> None:
