@@ -1,4 +1,4 @@
-"""A pool of ten thousand instructions, chosen from and trained on by a GPU, at the papers' settings but for the model."""
+"""Ten thousand instructions, chosen from and trained on by a GPU: the papers' settings but for the model."""
 
 from __future__ import annotations
 
