@@ -2,6 +2,7 @@
 
     python -m benchmarks.solvers            # n=10,000, d=1,024, k=200; memory at n=5,000 and 50,000
     python -m benchmarks.solvers --quick    # a fifth of the rows
+    python -m benchmarks.solvers --device cuda [--wide]     # ours on a GPU too
     python -m benchmarks.solvers --wide     # n=10,000, d=8,192, k=500 against "solve" alone; 2 GB of memory
 
 All forms run in one process on the same arrays, with the same number of BLAS threads; equal indices are checked. Two
@@ -21,11 +22,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import textbook_pursuit as textbook
 from pursuit.solvers.clusters import kmeans
-from pursuit.solvers.matching_pursuit import matching_pursuit
+from pursuit.solvers.matching_pursuit import PursuitResult, matching_pursuit
+from pursuit.solvers.rows import Matrix
 
 MEMORY_BYTES = 64 << 20
 FORMS = ("solve", "lstsq")  # of the textbook algorithm
@@ -48,16 +51,18 @@ def clustered_atoms(n: int, d: int, clusters: int = 20) -> np.ndarray:
     return unit_rows(centres[rng.integers(0, clusters, n)] + rng.standard_normal((n, d)))
 
 
-def compare(name: str, atoms: np.ndarray, budget: int, ridge: float, forms: tuple[str, ...] = FORMS) -> None:
+def compare(
+    name: str, atoms: np.ndarray, budget: int, ridge: float, forms: tuple[str, ...] = FORMS, device: str = "cpu"
+) -> None:
     """Print the times of all forms and how many times faster ours is."""
     target = atoms.mean(axis=0, dtype=np.float64)
-    fast = []
-    for _ in range(3):
-        started = time.perf_counter()
-        result = matching_pursuit(atoms, target, budget, ridge=ridge)
-        fast.append(time.perf_counter() - started)
-    ours = float(np.median(fast))
+    ours, result = timed(atoms, target, budget, ridge)
     line = f"{name:<10} ridge={ridge:<3g} ours {ours:6.3f} s"
+    if device != "cpu":
+        there, same = timed(torch.from_numpy(atoms).to(device), target, budget, ridge)
+        if same.indices.tolist() != result.indices.tolist():
+            raise SystemExit(f"{name}: on {device} other atoms are chosen")
+        line += f"   on {device} {there:6.3f} s = {ours / there:4.1f} ×"
     exact = atoms.astype(np.float64)  # given to the textbook form for free
     plain = textbook.solve_ridge
     for form in forms:
@@ -70,6 +75,16 @@ def compare(name: str, atoms: np.ndarray, budget: int, ridge: float, forms: tupl
             raise SystemExit(f"{name}: the fast pursuit chose other atoms than the textbook one ({form})")
     textbook.solve_ridge = plain
     print(f"{line}   same indices; passes {len(result.passes)}, drops {result.drops}", flush=True)
+
+
+def timed(atoms: Matrix, target: np.ndarray, budget: int, ridge: float) -> tuple[float, PursuitResult]:
+    """Median seconds of three, and what was chosen."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = matching_pursuit(atoms, target, budget, ridge=ridge)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds)), result
 
 
 def solve_by_lstsq(rows: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
@@ -156,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--task", choices=["pursuit", "kmeans"], help=argparse.SUPPRESS)
     parser.add_argument("--matrix", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -165,15 +181,15 @@ def main() -> None:
     if arguments.wide:
         n, d, k = 10_000, 8_192, 500
         print(f"matching pursuit, n={n:,}, d={d:,}, k={k}")
-        compare("random", random_atoms(n, d), k, 1.0, ("solve",))
-        compare("clustered", clustered_atoms(n, d), k, 1.0, ("solve",))
+        compare("random", random_atoms(n, d), k, 1.0, ("solve",), arguments.device)
+        compare("clustered", clustered_atoms(n, d), k, 1.0, ("solve",), arguments.device)
         return
     n, d, k = (2_000, 1_024, 100) if arguments.quick else (10_000, 1_024, 200)
     print(f"matching pursuit, n={n:,}, d={d:,}, k={k}")
     for ridge in (1.0, 0.0):
-        compare("random", random_atoms(n, d), k, ridge)
-        compare("clustered", clustered_atoms(n, d), k, ridge)
-    compare("one centre", clustered_atoms(n, d, 1), k, 1.0)
+        compare("random", random_atoms(n, d), k, ridge, device=arguments.device)
+        compare("clustered", clustered_atoms(n, d), k, ridge, device=arguments.device)
+    compare("one centre", clustered_atoms(n, d, 1), k, 1.0, device=arguments.device)
     memory(n // 2, d)
 
 

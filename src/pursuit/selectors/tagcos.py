@@ -16,7 +16,7 @@ from pursuit.selectors.selection import Selection
 from pursuit.solvers.apportion import floor_shares, largest_remainder
 from pursuit.solvers.clusters import kmeans
 from pursuit.solvers.matching_pursuit import PursuitResult, matching_pursuit
-from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, RowView, gathered_dots
+from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, Matrix, RowMatrix, RowView, gathered_dots, on_device
 
 if TYPE_CHECKING:
     from pursuit.engine import Engine
@@ -56,6 +56,10 @@ class Tagcos(Selector):
     memory_bytes: int = Field(
         DEFAULT_MEMORY_BYTES, ge=1 << 20, description="bound on the memory of k-means and of the pursuit, in bytes; "
         "the choice does not depend on it",
+    )  # fmt: skip
+    device: str = Field(
+        "cpu", description="where a pursuit multiplies the rows of its cluster, cuda for a GPU; those that are too "
+        "many for memory_bytes are read and multiplied by the CPU",
     )  # fmt: skip
 
     @classmethod
@@ -105,7 +109,9 @@ class Tagcos(Selector):
                      int(shares[number]))
             for number in heaviest_first if shares[number]
         ]  # fmt: skip
-        pursue = partial(_pursue_centre, matrix, ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes)
+        pursue = partial(
+            _pursue_centre, matrix, ridge=self.ridge, tol=self.tol, memory_bytes=self.memory_bytes, device=self.device
+        )
         pursuits = {}
         with progress("pursuit", int(shares.sum()), "rows chosen") as advance:
             for cluster, result in zip(clusters, engine.map(pursue, clusters), strict=True):
@@ -145,13 +151,14 @@ class _Cluster:
 
 
 def _pursue_centre(
-    matrix: RowMatrix, cluster: _Cluster, *, ridge: float, tol: float, memory_bytes: int
+    matrix: RowMatrix, cluster: _Cluster, *, ridge: float, tol: float, memory_bytes: int, device: str
 ) -> PursuitResult:
     """The pursuit of one centre by the members of its cluster; indices count the members."""
-    rows: RowMatrix = RowView(matrix, cluster.members)
+    rows: Matrix = RowView(matrix, cluster.members)
     size = len(cluster.members) * matrix.shape[1] * 4
     if size <= 3 * memory_bytes // 4:
-        rows, memory_bytes = np.ascontiguousarray(matrix[cluster.members], np.float32), memory_bytes - size
+        rows = on_device(np.ascontiguousarray(matrix[cluster.members], np.float32), device)
+        memory_bytes -= size
     return matching_pursuit(
         rows, cluster.centre, cluster.share, ridge=ridge, tol=tol, memory_bytes=memory_bytes
     )  # fmt: skip

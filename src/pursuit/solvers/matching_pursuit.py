@@ -160,6 +160,10 @@ def _run(state: PursuitState, screen: Screen, tally: Tally) -> PursuitState:
         if not state.support.indices:
             state.apply(_best_for_target(state, screen))
             continue
+        if screen.there is not None:  # a product with all atoms takes less than a step's other work
+            products = _scores(state.problem, screen.products(state.residual[None]))[0]
+            state.apply(_best_of_all(state, screen, products))
+            continue
         shortlist = _shortlist(state, screen, nearness)
         all_listed = len(shortlist.atoms) == np.count_nonzero(state.available)
         choices = _run_ahead(state, screen, shortlist, min(steps, screen.most_residuals))

@@ -76,6 +76,16 @@ def as_rows(matrix: Matrix) -> RowMatrix:
     return TensorRows(matrix)
 
 
+def on_device(rows: np.ndarray, device: str) -> np.ndarray | torch.Tensor:
+    """The rows there if they fit, else the array itself."""
+    if device == "cpu":
+        return rows
+    try:
+        return torch.from_numpy(rows).to(device)
+    except torch.OutOfMemoryError:
+        return rows
+
+
 def as_array(values: Vector) -> np.ndarray:
     """A float64 array, of a torch tensor (any device, any type) or of whatever numpy takes."""
     if isinstance(values, torch.Tensor):

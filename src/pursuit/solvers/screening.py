@@ -11,11 +11,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
-from pursuit.solvers.rows import RowMatrix, check_matrix, gathered_dots, map_blocks, pass_rows, row_dots
+from pursuit.solvers.rows import RowMatrix, TensorRows, check_matrix, gathered_dots, map_blocks, pass_rows, row_dots
 
 SHORTLIST = 1024  # rows; more: fewer choices are missed, and every step costs more
 FEW_RESIDUALS = 4  # fewer are faster one by one
+THERE_AT_ONCE = 1 << 27  # numbers of a copy on a GPU in another type
 CHUNK = 1024  # features summed at once: the bound on the error grows with them
 TIE = 1e-12  # correlations that differ by less, relative to ‖f‖ ‖r‖, are equal
 
@@ -33,13 +35,12 @@ class Screen:
         self.rows, self.width = check_matrix(atoms, "atoms")
         self.atoms, self.memory_bytes = atoms, memory_bytes
         self.base, squares = np.empty(self.rows), np.empty(self.rows)
+        self.there = _on_a_gpu(atoms)
         self._held = self._hold()
-        fill = self._held is not None and self._held is not atoms
-        for start, stop, part in map_blocks(atoms, partial(_first_look, target, fill), pass_rows(self.width)):
-            self.base[start:stop], squares[start:stop] = part[:2]
-            if fill:
-                with np.errstate(over="ignore"):
-                    self._held[start:stop] = part[2]
+        if self.there is not None:
+            self._look_there(target, squares)
+        else:
+            self._look(target, squares)
         unusable = np.flatnonzero(~np.isfinite(squares) | ~np.isfinite(self.base))
         if len(unusable):
             raise ValueError(f"atoms: row {unusable[0]} holds NaN, infinity or numbers too large to square")
@@ -48,11 +49,29 @@ class Screen:
         if not 1e-12 < self.largest_norm < 1e12:
             self.sharpen()
 
+    def _look(self, target: np.ndarray, squares: np.ndarray) -> None:
+        fill = self._held is not None and self._held is not self.atoms
+        for start, stop, part in map_blocks(self.atoms, partial(_first_look, target, fill), pass_rows(self.width)):
+            self.base[start:stop], squares[start:stop] = part[:2]
+            if fill:
+                with np.errstate(over="ignore"):
+                    self._held[start:stop] = part[2]
+
+    def _look_there(self, target: np.ndarray, squares: np.ndarray) -> None:
+        assert self.there is not None
+        goal = torch.from_numpy(target).to(self.there.device)
+        step = max(1, THERE_AT_ONCE // max(1, self.width))
+        for start in range(0, self.rows, step):
+            block = self.there[start : start + step].double()
+            self.base[start : start + step] = (block * goal).sum(dim=1).cpu().numpy()
+            squares[start : start + step] = block.square().sum(dim=1).cpu().numpy()
+
     def _hold(self) -> Any:
         """A place for the atoms in float32: the atoms themselves, a copy, or none where it does not fit."""
         if isinstance(self.atoms, np.ndarray) and self.atoms.dtype == np.float32 and self.atoms.flags.c_contiguous:
             return self.atoms
-        here = getattr(self.atoms, "map_blocks", None) is None  # otherwise products are made where the rows lie
+        # otherwise products are made where the rows lie
+        here = getattr(self.atoms, "map_blocks", None) is None and self.there is None
         fits = here and 4 * self.rows * self.width <= self.memory_bytes // 2
         return np.empty((self.rows, self.width), np.float32) if fits else None
 
@@ -77,12 +96,31 @@ class Screen:
 
     def products(self, residuals: np.ndarray) -> np.ndarray:
         """R Fᵀ (s, n) for residuals R (s, d); `error` bounds how far each entry is off."""
+        if self.there is not None:
+            return np.stack([self._product_there(residual) for residual in residuals])
         source = self.atoms if self._held is None else self._held
         multiply = partial(_multiplied, residuals.astype(self.kind))
         out: np.ndarray = np.empty((len(residuals), self.rows), self.kind)
         for start, stop, part in map_blocks(source, multiply, pass_rows(self.width)):
             out[:, start:stop] = part
         return out
+
+    def _product_there(self, residual: np.ndarray) -> np.ndarray:
+        """(n,): matrix and vector, which a GPU never rounds to fewer bits as it may matrices."""
+        assert self.there is not None
+        kind = torch.float32 if self.kind is np.float32 else torch.float64
+        vector = torch.from_numpy(residual).to(self.there.device, kind)
+        step = max(1, THERE_AT_ONCE // max(1, self.width))
+        whole = self.there.dtype == kind
+        parts = [
+            sum(
+                block[:, begin : begin + CHUNK].mv(vector[begin : begin + CHUNK])
+                for begin in range(0, self.width, CHUNK)
+            )
+            for block in ([self.there] if whole else (part.to(kind) for part in self.there.split(step)))
+        ]
+        found: np.ndarray = torch.cat(parts).cpu().numpy()
+        return found
 
     def error(self, products: np.ndarray, norm: float) -> float:
         """Bound on the error of products (of `dots`) of atoms with a residual of this norm."""
@@ -106,6 +144,12 @@ class Screen:
             exact = gathered_dots(self.atoms, close, residual, self.memory_bytes)
             exact = exact if positive else np.abs(exact)
         return int(close[exact >= exact.max() - tie].min())
+
+
+def _on_a_gpu(atoms: RowMatrix) -> torch.Tensor | None:
+    """The tensor of atoms that lie there, where every product is cheap."""
+    there = isinstance(atoms, TensorRows) and atoms.tensor.device.type != "cpu"
+    return atoms.tensor if there else None
 
 
 def dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
