@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.peers.common import COMPARED, LONGEST
-from benchmarks.peers.install import PEERS, InstallError, python_of, version_of
+from benchmarks.peers.common import COMPARED, LONGEST, TOKENS
+from benchmarks.peers.install import PEERS, InstallError, python_of, version_here, version_of
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
@@ -23,6 +25,8 @@ SCRIPTS = Path(__file__).parent / "peers"
 FLOOR, OURS = "forward + backward, frozen", "pursuit"
 SLOW = ("trak", "less' own way")  # once is enough
 OTHERS = ("bergson", "dattri-llm", "logix", "trak", "less' own way")
+MODELS = {"small": "small Llama", "smollm2": "Llama of SmolLM2-135M's size"}
+PATIENCE = 120  # seconds that one process may take beside a GPU, which is not ours for long
 
 
 @dataclass(frozen=True)
@@ -33,28 +37,55 @@ class Work:
         side: numbers a side of a matrix.
         rank: of a LoRA whose gradients are wanted; 0 for those of the model's own matrices.
         lengths: file of the rows' lengths; rows of 128 tokens without.
+        device, dtype, size: of the model; cpu or cuda, and a name of `MODELS`.
+        batch: rows at once, or of longer and shorter ones 128 times as many tokens.
+        here: the peers can be imported by this interpreter, and no environment is made for them.
     """
 
     side: int
     rows: int
     rank: int = 0
     lengths: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    size: str = "small"
+    batch: int = 16
+    here: bool = False
+
+    @property
+    def cuda(self) -> bool:
+        """Wall time is what counts, and the memory of the GPU."""
+        return self.device == "cuda"
 
     @property
     def options(self) -> list[str]:
-        """As every script takes them, but for rows and side."""
-        return ["--lora", str(self.rank), *(["--lengths", str(self.lengths)] if self.lengths else [])]
+        """As every script takes them."""
+        told = {
+            "side": self.side, "rows": self.rows, "lora": self.rank, "batch": self.batch, "device": self.device,
+            "dtype": self.dtype, "size": self.size, **({"lengths": self.lengths} if self.lengths else {}),
+        }  # fmt: skip
+        return [word for name, value in told.items() for word in (f"--{name}", str(value))]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process; where the peers are here, what the path was stays on it."""
+        root, before = SCRIPTS.parent.parent, os.environ.get("PYTHONPATH")
+        paths = [str(root / "src"), str(root), *([before] if before and self.here else [])]
+        threads = {} if self.cuda else {"OMP_NUM_THREADS": "1"}
+        return {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(paths)}
 
     def __str__(self) -> str:
         lora = f", LoRA r={self.rank}" if self.rank else ""
-        what = f"{self.rows} rows of 128 tokens, batches of 16"
+        place = torch.cuda.get_device_name() if self.cuda else "CPU"
+        what = f"{self.rows} rows of {TOKENS} tokens, batches of {self.batch}"
         if self.lengths:
             sizes = np.array(json.loads(self.lengths.read_text()))
             what = (
                 f"{self.rows} rows as long as a pool's ({sizes[:, 0].min()} to {sizes[:, 0].max()} tokens, mean "
-                f"{sizes[:, 0].mean():.0f}, {1 - sizes[:, 1].sum() / sizes[:, 0].sum():.0%} learnt)"
+                f"{sizes[:, 0].mean():.0f}, {1 - sizes[:, 1].sum() / sizes[:, 0].sum():.0%} learnt), batches of "
+                f"{self.batch * TOKENS:,} tokens"
             )
-        return f"small Llama{lora}, {self.side}×{self.side} a matrix, {what}"
+        return f"{MODELS[self.size]}{lora}, {self.dtype}, {place}, {self.side}×{self.side} a matrix, {what}"
 
 
 def commands(peers: list[str], work: Work) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -62,7 +93,7 @@ def commands(peers: list[str], work: Work) -> tuple[dict[str, list[str]], dict[s
     here = sys.executable
     ways = {
         "forward": [here, "plain.py"], FLOOR: [here, "plain.py", "--backward"],
-        OURS: [here, "ours.py", "--side", str(work.side)],
+        OURS: [here, "ours.py"],
     }  # fmt: skip
     other = "factored" if work.rank else "tensorsketch"
     ways[f"{OURS}, {other}"] = [*ways[OURS], "--projection", other]
@@ -73,19 +104,24 @@ def commands(peers: list[str], work: Work) -> tuple[dict[str, list[str]], dict[s
             continue
         try:
             script = f"with_{peer.replace('-', '_')}.py"
-            ways[peer], versions[peer] = [str(python_of(peer)), script, "--side", str(work.side)], version_of(peer)
+            python = here if work.here else str(python_of(peer))
+            ways[peer] = [python, script]
+            versions[peer] = version_here(peer) if work.here else version_of(peer)
         except InstallError as error:
             print(f"left out: {error}", flush=True)
     return ways, versions
 
 
-def once(command: list[str], options: list[str]) -> dict[str, Any] | str:
+def once(command: list[str], work: Work) -> dict[str, Any] | str:
     """The line that one process answers with, or the last line of its error."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    root = SCRIPTS.parent.parent
-    environment["PYTHONPATH"] = f"{root / 'src'}{os.pathsep}{root}"
-    script = [command[0], str(SCRIPTS / command[1]), *command[2:], *options]
-    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
+    script = [command[0], str(SCRIPTS / command[1]), *command[2:], *work.options]
+    patience = PATIENCE if work.cuda else None
+    try:
+        done = subprocess.run(
+            script, capture_output=True, text=True, env=work.environment, check=False, timeout=patience
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done after {patience} seconds"
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         return (done.stderr.strip().splitlines() or ["no answer"])[-1]
@@ -104,46 +140,62 @@ def pool_lengths(pool: str, model: str, count: int, folder: Path) -> Path:
     return path
 
 
+@functools.cache
+def exact_cosines(work: Work) -> list[float]:
+    """Of all coordinates of the first rows; none if they could not be made."""
+    found = once([sys.executable, "ours.py"], work)
+    if isinstance(found, str):
+        print(f"nothing to compare cosines with: {found}", flush=True)
+        return []
+    cosines: list[float] = found["cosines"]
+    return cosines
+
+
 def compare(peers: list[str], work: Work, rounds: int) -> None:
     """Print the table of one kind of work."""
     ways, versions = commands(peers, work)
-    options = ["--rows", str(work.rows), *work.options]
-    exact = once([sys.executable, "ours.py", "--side", "0"], ["--rows", str(COMPARED), *work.options])
+    exact = exact_cosines(replace(work, side=0, rows=COMPARED, batch=min(work.batch, 16)))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name, command in list(ways.items()):
             if turn and name in SLOW:
                 continue
-            answer = once(command, options)
+            answer = once(command, work)
             if isinstance(answer, str):
                 print(f"left out: {name} failed: {answer}", flush=True)
-                del ways[name], found[name]
+                del ways[name]
+                if not found[name]:
+                    del found[name]
             else:
                 found[name].append(answer)
+                if work.cuda:  # lest all be lost when the GPU is taken away
+                    print(f"round {turn + 1}, {name}: {answer['rate']:,.0f} rows/s", flush=True)
     print(f"\n{work}, {rounds} rounds in turn")
-    print(f"{'':28} rows/CPU-s (range)     × frozen pass   pursuit is   added MB   bytes/row   cosines'")
+    unit = "rows/s (range)" if work.cuda else "rows/CPU-s (range)"
+    print(f"{'':28} {unit:22} × frozen pass   pursuit is   added MB   bytes/row   cosines'")
     print(f"{'':28}                                         × faster                          agreement")
     for name, answers in found.items():
-        print(_line(name, answers, found, exact if isinstance(exact, dict) else {}, versions))
+        print(_line(f"{name} {versions.get(name, '')}".strip(), answers, found, exact, 0 if work.cuda else 2))
 
 
 def _line(
-    name: str, answers: list[dict[str, Any]], found: dict[str, list[dict[str, Any]]], exact: dict[str, Any],
-    versions: dict[str, str],
-) -> str:  # fmt: skip
-    def rates(which: str) -> list[float]:
-        return [answer["rows_a_cpu_second"] for answer in found[which]]
+    title: str, answers: list[dict[str, Any]], found: dict[str, list[dict[str, Any]]], exact: list[float], digits: int
+) -> str:
+    mine = [answer["rate"] for answer in answers]
 
-    mine, middle = rates(name), statistics.median(rates(name))
-    floor = statistics.median(a / b for a, b in zip(mine, rates(FLOOR), strict=False))
-    gain = statistics.median(b / a for a, b in zip(mine, rates(OURS), strict=False))
+    def ratios(which: str) -> list[float]:
+        return [a / answer["rate"] for a, answer in zip(mine, found.get(which, []), strict=False)]
+
+    def middle(values: list[float], form: str) -> str:
+        return format(statistics.median(values), form) if values else "–"
+
     last = answers[-1]
     memory = statistics.median(answer["added_mb"] for answer in answers)
-    pairs = last.get("cosines", []), exact.get("cosines", [])
-    agreement = f"{statistics.correlation(*pairs):.3f}" if len(pairs[0]) == len(pairs[1]) > 1 else "–"
-    title = f"{name} {versions.get(name, '')}".strip()
-    spread = f"{middle:6.2f} ({min(mine):.2f}–{max(mine):.2f})"
+    cosines = last.get("cosines", [])
+    agreement = f"{statistics.correlation(cosines, exact):.3f}" if len(cosines) == len(exact) > 1 else "–"
+    spread = f"{middle(mine, f'6.{digits}f')} ({min(mine):.{digits}f}–{max(mine):.{digits}f})"
+    floor, gain = middle(ratios(FLOOR), ".3f"), middle([1 / ratio for ratio in ratios(OURS)], ".2f")
     return (
-        f"{title:28} {spread:22} {floor:8.3f}      {gain:8.2f}   {memory:8.0f}   {last.get('bytes_a_row', 0):9,.0f}   "
+        f"{title:28} {spread:22} {floor:>8}      {gain:>8}   {memory:8.0f}   {last.get('bytes_a_row', 0):9,.0f}   "
         f"{agreement:>6}   {last['computed']}"
     )

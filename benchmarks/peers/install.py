@@ -6,6 +6,7 @@ stands is used again; one that could not be finished leaves its log beside it an
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -73,6 +74,14 @@ def version_of(peer: str) -> str:
     name = DISTRIBUTION.get(peer, peer)
     code = f"import importlib.metadata as m; print(m.version({name!r}))"
     return subprocess.run([str(python_of(peer)), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def version_here(peer: str) -> str:
+    """The peer's version in this environment; empty where it has none, and is perhaps not there at all."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION.get(peer, peer))
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """pursuit: features as extraction makes them, of unit length, float16. `--side 0`: all coordinates, for comparison."""
 
 import torch
-from common import TOKENS, Row, answer, make_rows, matrices, parse, small_llama
+from common import TOKENS, Row, answer, asked_llama, make_rows, matrices, parse
 
 from benchmarks.rows import KnownRows
 from pursuit.batches import plan_batches
@@ -10,7 +10,7 @@ from pursuit.gradients.precondition import Preconditioning
 from pursuit.recipes import ProjectionKind, Recipe
 
 asked = parse()
-model = small_llama(asked.attention, asked.lora)
+model = asked_llama(asked)
 learnt = matrices(model)
 model.requires_grad_(False)
 for name in learnt:
@@ -36,4 +36,4 @@ what = {
     "tensorsketch": f"sketched to {recipe.dimension:,}",
     "none": "all coordinates",
 }[kind]  # fmt: skip
-answer(work, make_rows(asked), asked.batch, f"{what}, unit rows in float16")
+answer(work, make_rows(asked), asked, f"{what}, unit rows in float16")

@@ -3,21 +3,22 @@
 import sys
 
 import torch
-from common import Row, answer, by_length, collate, freeze, losses, make_rows, parse, small_llama
+from common import Row, answer, asked_llama, by_length, collate, freeze, losses, make_rows, parse
 
 backward = "--backward" in sys.argv
 sys.argv = [argument for argument in sys.argv if argument != "--backward"]
 asked = parse()
-model = small_llama(asked.attention, asked.lora)
+model = asked_llama(asked)
 freeze(model)
 
 
 def work(rows: list[Row]) -> None:
     for some in by_length(rows, asked.batch):
         with torch.set_grad_enabled(backward):
-            found = losses(model, collate(some))
+            found = losses(model, collate(some, asked.device))
         if backward:
-            torch.autograd.grad(found.sum(), model.get_input_embeddings().weight)
+            found.sum().backward()
+            model.zero_grad(set_to_none=True)
 
 
-answer(work, make_rows(asked), asked.batch, "nothing kept")
+answer(work, make_rows(asked), asked, "nothing kept")

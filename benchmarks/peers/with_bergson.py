@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryCollector
 from bergson.data import allocate_batches
-from common import TOKENS, Row, answer, freeze, make_rows, matrices, parse, small_llama
+from common import TOKENS, Row, answer, asked_llama, freeze, make_rows, matrices, parse
 from datasets import Dataset
 
 asked = parse()
-model = small_llama(asked.attention, asked.lora)
+model = asked_llama(asked)
 freeze(model)
 wanted = {name.removeprefix("model.") for name in matrices(model)}
 config = IndexConfig(
@@ -35,4 +35,4 @@ def work(rows: list[Row]) -> torch.Tensor:
     return torch.cat([torch.as_tensor(collector.gradients[name]) for name in sorted(collector.gradients)], dim=1)
 
 
-answer(work, make_rows(asked), asked.batch, f"factored to {asked.side}×{asked.side} a matrix, in memory")
+answer(work, make_rows(asked), asked, f"factored to {asked.side}×{asked.side} a matrix, in memory")

@@ -4,13 +4,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from common import Row, answer, collate, in_order, losses, make_rows, parse, small_llama
+from common import Row, answer, asked_llama, collate, freeze, in_order, losses, make_rows, parse
 from dattri_llm import GradientStorageManager, HookManager, HookManagerConfig, OffloadCallback
 
 asked = parse()
-model = small_llama(asked.attention, asked.lora)
-model.requires_grad_(False)
-model.get_input_embeddings().weight.requires_grad_(True)
+model = asked_llama(asked)
+freeze(model)
 projection = {"style": "logra", "proj_dim": asked.side, "proj_max_batch_size": 8, "proj_type": "rademacher"}
 config = HookManagerConfig(
     linear_io=[r"lora_[AB]"] if asked.lora else [r"self_attn\.._proj", r"mlp\..*_proj"],
@@ -28,8 +27,8 @@ def work(rows: list[Row]) -> None:
     with manager.collect():
         for some in in_order(rows, asked.batch):
             model.zero_grad(set_to_none=True)
-            losses(model, collate(some)).sum().backward()
+            losses(model, collate(some, asked.device)).sum().backward()
     manager.remove()
 
 
-answer(work, make_rows(asked), asked.batch, f"factored to {asked.side}×{asked.side} a matrix, to disk")
+answer(work, make_rows(asked), asked, f"factored to {asked.side}×{asked.side} a matrix, to disk")
