@@ -110,15 +110,13 @@ class Screen:
         assert self.there is not None
         kind = torch.float32 if self.kind is np.float32 else torch.float64
         vector = torch.from_numpy(residual).to(self.there.device, kind)
-        step = max(1, THERE_AT_ONCE // max(1, self.width))
-        whole = self.there.dtype == kind
-        parts = [
-            sum(
-                block[:, begin : begin + CHUNK].mv(vector[begin : begin + CHUNK])
-                for begin in range(0, self.width, CHUNK)
-            )
-            for block in ([self.there] if whole else (part.to(kind) for part in self.there.split(step)))
-        ]
+        step = max(1, THERE_AT_ONCE // max(1, self.width)) if self.there.dtype != kind else self.rows
+        parts = []
+        for block in self.there.split(step):
+            part = torch.zeros(len(block), dtype=kind, device=block.device)
+            for begin in range(0, self.width, CHUNK):
+                part += block[:, begin : begin + CHUNK].to(kind).mv(vector[begin : begin + CHUNK])
+            parts.append(part)
         found: np.ndarray = torch.cat(parts).cpu().numpy()
         return found
 
@@ -148,8 +146,7 @@ class Screen:
 
 def _on_a_gpu(atoms: RowMatrix) -> torch.Tensor | None:
     """The tensor of atoms that lie there, where every product is cheap."""
-    there = isinstance(atoms, TensorRows) and atoms.tensor.device.type != "cpu"
-    return atoms.tensor if there else None
+    return atoms.tensor if isinstance(atoms, TensorRows) and atoms.tensor.device.type != "cpu" else None
 
 
 def dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
