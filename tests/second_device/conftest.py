@@ -15,7 +15,7 @@ from pursuit.training import optimizer_state
 def like_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full precision on a GPU; and the pretended device's tensors pass for plain ones, as a GPU's are."""
     if NAME == "cuda":
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+        torch.backends.cuda.matmul.allow_tf32 = False  # as it is by default
         return
 
     def kind(value: Any) -> type:

@@ -26,6 +26,7 @@ from pursuit.gradients.project import Projection, make_projection
 from pursuit.gradients.shards import Compute, begin_store, fill_store, row_error
 from pursuit.gradients.sketch import MatrixSketch, reduced
 from pursuit.gradients.tensorsketch import make_tensor_sketch
+from pursuit.gradients.together import NUMBERS, Together
 from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import Recipe
 from pursuit.store.features import FeatureStore
@@ -148,27 +149,25 @@ def batch_features(
 ) -> dict[str, Tensor]:
     """One batch: capture, precondition, project, scale to unit norm. All on the CPU, float32.
 
-    The blocks of (B, P) are used up one parameter at a time as backward makes them.
+    The blocks of (B, P) are used up as backward makes them: one parameter at a time, on a GPU neighbours together.
     """
     parameters, sketch = trainable_parameters(model), direction.sketch
     device = next(iter(parameters.values())).device
-    offsets, begin = {}, 0
-    for name, parameter in parameters.items():
-        offsets[name] = begin
-        begin += parameter.numel() if sketch is None else sketch.sizes[name]
+    sizes = {name: p.numel() if sketch is None else sketch.sizes[name] for name, p in parameters.items()}
+    alone = device.type == "cpu" or (sketch is not None and direction.kind != "sgd")
     accumulator = projection.start(len(rows), device)
     squares = torch.zeros(len(rows), device=device)
-    waiting = set(parameters)
 
-    def consume(name: str, block: Tensor) -> None:
-        waiting.discard(name)
+    def consume(names: Sequence[str], offset: int, block: Tensor) -> None:
         squares.add_(torch.linalg.vector_norm(block.flatten(1), dim=1).square())
-        projection.add(accumulator, offsets[name], direction(name, block).flatten(1))
+        stepped = direction(names[0], block) if len(names) == 1 else direction.of_neighbours(names, block)
+        projection.add(accumulator, offset, stepped.flatten(1))
 
-    losses = batch_gradients(model, collate(encoded, rows, device), parameters, consume, sketch)
-    for name in sorted(waiting):  # no gradient reached it: zero, which momentum still moves
+    together = Together(sizes, 0 if alone else NUMBERS // len(rows), consume)
+    losses = batch_gradients(model, collate(encoded, rows, device), parameters, together, sketch)
+    for name in together.waiting():  # no gradient reached it: zero, which momentum still moves
         zeros = torch.zeros(len(rows), *parameters[name].shape, device=device)
-        consume(name, zeros if sketch is None else reduced(sketch, name, zeros))
+        together(name, zeros if sketch is None else reduced(sketch, name, zeros))
     projected = projection.finish(accumulator)
     norms = projected.norm(dim=1)
     unit = projected / norms.where(norms > 0, 1.0)[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,14 +74,24 @@ class Preconditioning:
         """(B, *shape) float32 gradients of the parameter `name` to directions of that shape; `gradient` is used up."""
         if self.kind == "sgd":
             return gradient
-        if self.sketch is not None and name in self.sketch:
-            return gradient.mul_(self.share1 * self.heights[name]).add_(self.first[name])
         if self.kind == "sign":
             return gradient.sign_()
+        if self.sketch is not None and name in self.sketch:
+            return gradient.mul_(self.share1 * self.heights[name]).add_(self.first[name])
+        return self._step(gradient, self.first[name], self.second[name])
+
+    def of_neighbours(self, names: Sequence[str], gradient: Tensor) -> Tensor:
+        """The same of several parameters' numbers side by side, (B, p); none of them may be in the sketch."""
+        if self.kind in ("sgd", "sign"):
+            return self(names[0], gradient)
+        first, second = (torch.cat([of[name].flatten() for name in names]) for of in (self.first, self.second))
+        return self._step(gradient, first, second)
+
+    def _step(self, gradient: Tensor, first: Tensor, second: Tensor) -> Tensor:
         root = self.scratch.take(gradient.shape, gradient.device)
-        torch.addcmul(self.second[name], gradient, gradient, value=self.share2, out=root)
+        torch.addcmul(second, gradient, gradient, value=self.share2, out=root)
         root = root.sqrt_().add_(self.eps) if self.kind == "adam" else root.add_(self.eps).sqrt_()
-        return gradient.mul_(self.share1).add_(self.first[name]).div_(root)
+        return gradient.mul_(self.share1).add_(first).div_(root)
 
     def _take_in(self, sketch: MatrixSketch) -> None:
         """Put the scaling by the second moment into the sketch, and project the term that all examples share."""
