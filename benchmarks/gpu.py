@@ -62,8 +62,12 @@ def main() -> None:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{name}, torch {torch.__version__}; {len(work.rows):,} rows, {work.rows.lengths.sum():,} tokens, "
           f"{work.learnt / work.rows.lengths.sum():.0%} learnt")  # fmt: skip
+    ways = {"peaks": peaks, "extraction": extraction, "loop": loop, "precision": precision, "profile": profile}
     for part in asked.parts:
-        {"peaks": peaks, "extraction": extraction, "loop": loop, "precision": precision, "profile": profile}[part](work)
+        try:
+            ways[part](work)
+        except torch.OutOfMemoryError as error:
+            print(f"{part}: {error}")
 
 
 class Work:
@@ -149,7 +153,7 @@ def extraction(work: Work) -> None:
         ways = {f"{kind}, {how}, d={n}": work.features(model, kind, how, n) for kind, how, n in kinds}
         for budget in work.asked.budgets:
             _rates(work, model, ways, work.batches(budget), f"budget {budget:,}")
-        size = max(1, int(work.asked.budgets[-1] // work.rows.lengths.mean()))
+        size = max(1, int(work.asked.budgets[-1] // (2 * work.rows.lengths.mean())))
         order = list(range(len(work.rows)))
         loader = [order[begin : begin + size] for begin in range(0, len(order), size)]
         _rates(work, model, {name: ways[name] for name in list(ways)[1:2]}, loader, f"batches of {size} in order")

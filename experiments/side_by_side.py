@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from pursuit import Run
 from pursuit.compare import Comparison
 from pursuit.compare.choices import choices
@@ -50,6 +52,7 @@ class SideBySide:
 def choose_ahead(engine: SideBySide, run: Run, comparison: Comparison, out: Path) -> None:
     """Make a comparison's choices, a method a process; `compare` then finds them in `out`."""
     run.extract()
+    torch.cuda.empty_cache()  # for the other processes
     choices(run, replace(comparison, methods=("random",)), out)
     others = [name for name in comparison.all_methods() if name != "random"]
     list(engine.map(partial(_choose, run.folder.path, comparison, out), others))
