@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from pursuit.inspection import autotune, inspect
 from pursuit.inspection.data import Measurement, Timing
-from pursuit.inspection.measure import spread, time_batches
+from pursuit.inspection.measure import as_extracted, spread, time_batches
 from pursuit.inspection.memory import estimated_peak, peak_memory, reset_peak, used_memory
 from pursuit.inspection.pools import choose_examples
 from pursuit.inspection.predict import padded_tokens, planned_batches, predict_memory
+from pursuit.models.loading import Lora
 from pursuit.models.trainable import parameter_count, prepare_trainable, trainable_parameters
 from pursuit.recipes import Recipe
 from pursuit.run import directions
@@ -295,3 +296,20 @@ def test_agreement_of_two_seeds_is_that_of_two_extractions(values: dict[str, Any
         products.append((rows @ rows.T)[np.triu_indices(len(rows), 1)])
     assert found.rows == 80
     assert found.agreement[1024] == pytest.approx(np.corrcoef(*products)[0, 1], abs=1e-3)
+
+
+def test_a_model_in_bfloat16_is_timed_as_extraction_computes_it(values: dict[str, Any]) -> None:
+    """Its adapters are trained in float32, and compute in bfloat16 for features."""
+    settings = {**values, "lora": {"rank": 16, "dropout": 0.0}, "dtype": "bfloat16"}
+    found = inspect(**settings, autotune=True).prediction
+    assert found is not None
+    assert found.measurement is not None
+    assert found.measurement.problem is None
+    assert found.feature_seconds is not None
+    model = prepare_trainable(tiny_model("llama").to(torch.bfloat16), lora=Lora(rank=2))
+    before = {name: (p.dtype, p.detach().clone()) for name, p in trainable_parameters(model).items()}
+    with as_extracted(model):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for name, parameter in trainable_parameters(model).items():
+        assert parameter.dtype == before[name][0] == torch.float32
+        torch.testing.assert_close(parameter, before[name][1], rtol=1e-2, atol=1e-6)

@@ -21,7 +21,7 @@ METHODS = {
     "0.5%": (*AIMED, "tagcos", "rds"),
 }
 # as LESS': LoRA of rank 128 and a warm-up of four epochs of 5 %; the rate is ours, for a model fifty times smaller
-LEARNING_RATE, BATCH = 5e-4, 32
+LEARNING_RATE, BATCH = 4e-4, 32
 RUN = {
     "chat_template": "chatml", "max_length": 512, "dtype": "bfloat16", "on_bad_row": "skip",
     "warmup": {"checkpoint_steps": [26, 52], "sample": 400, "batch_size": BATCH,

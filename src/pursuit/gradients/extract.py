@@ -81,7 +81,7 @@ def prepare(
         d; and a function that loads a checkpoint into the model, checks its gradients, and gives what makes the
         features of a batch there.
     """
-    _in_one_dtype(model)
+    to_one_dtype(model)
     sketch, projection = projections(model, recipe)
 
     def at(checkpoint: int) -> Compute:
@@ -230,7 +230,7 @@ def _telling_rows(lengths: NDArray[np.int32]) -> list[int]:
     return np.argsort(rank, kind="stable")[:2].tolist()
 
 
-def _in_one_dtype(model: nn.Module) -> None:
+def to_one_dtype(model: nn.Module) -> None:
     """Adapters trained in float32 compute in the model's own dtype here [ours]: no conversions between the two."""
     frozen = {p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point()}
     if len(frozen) == 1:

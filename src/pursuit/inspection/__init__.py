@@ -21,6 +21,7 @@ from pursuit.encoding import EncodedPool
 from pursuit.errors import SettingsError
 from pursuit.inspection.autotune import autotune as autotune_features
 from pursuit.inspection.data import Inspection, Prediction, Proposal, TargetView
+from pursuit.inspection.measure import as_extracted
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
 from pursuit.inspection.terminal import print_findings, print_inspection, print_prospects, size
@@ -141,7 +142,8 @@ def _with_prediction(look: _Look, measure: bool, tune: bool) -> Inspection:
     model, settings, proposal = look.run.model, look.run.settings, None
     if tune:
         say("trying projections, stored types and batch sizes …")
-        proposal = autotune_features(model, look.encoded, settings.feature_recipe())
+        with as_extracted(model):
+            proposal = autotune_features(model, look.encoded, settings.feature_recipe())
         settings = settings_from(merge(settings.model_dump(), {"features": proposal.settings()}))
     prediction = predict(model, settings, look.encoded, look.target, look.place, measure)
     if proposal is not None and settings.features.projection != "rademacher":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from pursuit.batches import EncodedRows, collate
 from pursuit.errors import PursuitError
-from pursuit.gradients.extract import batch_features, check_gradients, projections
+from pursuit.gradients.extract import batch_features, check_gradients, projections, to_one_dtype
 from pursuit.gradients.losses import token_losses
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import DENSE_ROWS, Projection, make_projection
@@ -52,9 +53,10 @@ def measure(
     features = warmup = None
     dense, problem = 0.0, None
     try:
-        check_gradients(model, encoded, direction.sketch)
         share = seconds * SHARE_OF_FEATURES
-        features, dense = _time_features(model, encoded, recipe, direction, projection, feature_batches, share)
+        with as_extracted(model):
+            check_gradients(model, encoded, direction.sketch)
+            features, dense = _time_features(model, encoded, recipe, direction, projection, feature_batches, share)
         warmup = _time_warmup(model, encoded, warmup_batches, seconds - share)
     except PursuitError as error:
         problem = str(error)
@@ -63,6 +65,18 @@ def measure(
     except (RuntimeError, IndexError) as error:  # rows beyond the model's context, for example
         problem = next(iter(str(error).splitlines()), type(error).__name__)
     return Measurement(_in_words(device), features, warmup, dense, problem)
+
+
+@contextmanager
+def as_extracted(model: nn.Module) -> Iterator[None]:
+    """The weights in the type in which extraction computes; those that are trained are given theirs back."""
+    kinds = [(parameter, parameter.dtype) for parameter in trainable_parameters(model).values()]
+    to_one_dtype(model)
+    try:
+        yield
+    finally:
+        for parameter, kind in kinds:
+            parameter.data = parameter.data.to(kind)
 
 
 def _time_features(
