@@ -85,13 +85,14 @@ class Work:
     def model(self, case: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
         """With what gradients are wanted of."""
         torch.manual_seed(0)
-        if self.asked.model:
-            model: Any = AutoModelForCausalLM.from_pretrained(self.asked.model, dtype=dtype)
-        else:
-            model = LlamaForCausalLM(LlamaConfig(
-                hidden_size=576, num_hidden_layers=30, intermediate_size=1536, num_attention_heads=9,
-                num_key_value_heads=3, vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True,
-            ))  # fmt: skip
+        with self.device:
+            if self.asked.model:
+                model: Any = AutoModelForCausalLM.from_pretrained(self.asked.model, dtype=dtype)
+            else:
+                model = LlamaForCausalLM(LlamaConfig(
+                    hidden_size=576, num_hidden_layers=30, intermediate_size=1536, num_attention_heads=9,
+                    num_key_value_heads=3, vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True,
+                ))  # fmt: skip
         found: nn.Module = captured(model, CASES[case]).to(self.device, dtype).eval()
         return found
 
