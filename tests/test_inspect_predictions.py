@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pursuit.inspection import autotune, inspect
-from pursuit.inspection.data import Measurement, Timing
-from pursuit.inspection.measure import as_extracted, spread, time_batches
+from pursuit.inspection.measure import as_extracted, fitted, spread, time_batches
 from pursuit.inspection.memory import estimated_peak, peak_memory, reset_peak, used_memory
 from pursuit.inspection.pools import choose_examples
-from pursuit.inspection.predict import padded_tokens, planned_batches, predict_memory
+from pursuit.inspection.predict import at_rates, batch_sizes, padded_tokens, planned_batches, predict_memory
+from pursuit.inspection.prospects import Measurement, Timing
 from pursuit.models.loading import Lora
 from pursuit.models.trainable import parameter_count, prepare_trainable, trainable_parameters
 from pursuit.recipes import Recipe
@@ -240,7 +240,7 @@ def test_peak_memory_is_that_of_the_worst_moment() -> None:
 
 def test_measured_memory_is_scaled_to_a_full_batch() -> None:
     lengths = np.full(64, 10, dtype=np.int32)
-    small = Timing(1e-3, 1.0, 1, 80, 80, before=1000, peak=1080)
+    small = Timing(0.0, 1e-3, 1.0, 1, 80, 80, before=1000, peak=1080)
     batches = [list(range(64))]
     model = prepare_trainable(tiny_model("llama"))
     memory = predict_memory(model, lengths, batches, batches[:1], Measurement("cpu", small, small))
@@ -276,10 +276,12 @@ def test_autotune_proposes_what_its_measurements_say(values: dict[str, Any], tmp
     assert proposal.code_error["float16"] < proposal.code_error["int8"] < proposal.code_error["bits"]
     assert proposal.code_error[proposal.dtype] <= autotune.ADDED
     assert proposal.rates[proposal.batch_tokens] >= 0.97 * max(proposal.rates.values())
-    passes = prediction.checkpoints * prediction.feature_tokens
-    assert prediction.feature_seconds == pytest.approx(passes / proposal.rates[proposal.batch_tokens])
     settings = {**values, "lora": {"rank": 16}, "features": {**SMALL["features"], **proposal.settings()}}
     run = Run(tmp_path, **settings)
+    lengths = run.encode().lengths
+    sizes = batch_sizes(lengths, planned_batches(lengths, run.settings.feature_recipe()))
+    assert sizes.sum() == prediction.feature_tokens
+    assert prediction.feature_seconds == pytest.approx(prediction.checkpoints * at_rates(proposal.rates, sizes))
     assert run.extract().dimension == prediction.dimension == proposal.dimension
     assert prediction.store_bytes == pytest.approx(stored_bytes(run.folder.features), rel=0.05)
 
@@ -313,3 +315,25 @@ def test_a_model_in_bfloat16_is_timed_as_extraction_computes_it(values: dict[str
     for name, parameter in trainable_parameters(model).items():
         assert parameter.dtype == before[name][0] == torch.float32
         torch.testing.assert_close(parameter, before[name][1], rtol=1e-2, atol=1e-6)
+
+
+def test_batches_of_a_gpu_cost_something_whatever_is_in_them() -> None:
+    """As seen on one: the same 0.2 s up to 27,000 tokens, then by tokens."""
+    sizes = np.array([512, 1024, 8192, 16384, 32768, 65536])
+    took = np.maximum(0.2, 7.4e-6 * sizes)
+    rates = dict(zip(sizes.tolist(), (sizes / took).tolist(), strict=True))
+    for batches in ([100, 700, 5000, 16384], [40000, 65536], [200_000]):
+        expected = np.maximum(0.2, 7.4e-6 * np.array(batches)).sum()
+        assert at_rates(rates, np.array(batches)) == pytest.approx(expected, rel=0.05)
+    by_tokens = dict.fromkeys((512, 1024), 5000.0)
+    assert at_rates(by_tokens, np.array([10, 300, 900, 4096])) == pytest.approx(5306 / 5000)
+    assert at_rates({512: 100.0}, np.array([256])) == pytest.approx(2.56)
+
+
+@given(st.floats(0, 1), st.floats(1e-6, 1e-3), st.lists(st.integers(100, 60000), min_size=2, max_size=5, unique=True))
+def test_what_a_batch_and_a_token_cost_is_found(each_batch: float, each_token: float, sizes: list[int]) -> None:
+    took = each_batch + each_token * np.array(sizes)
+    found = fitted(np.array(sizes, float), took, fixed=True)
+    predicted = found[0] + found[1] * np.array(sizes)
+    np.testing.assert_allclose(predicted, took, rtol=1e-5)
+    assert fitted(np.array(sizes, float), took, fixed=False) == (0.0, pytest.approx((took / sizes).mean()))

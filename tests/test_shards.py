@@ -122,9 +122,10 @@ def test_shards_are_long_where_the_pool_is(rows, dimension):
     size = Recipe(dimension=dimension).rows_a_shard(rows)
     assert size.bit_count() == 1
     assert 512 <= size <= 8192
-    assert size == 512 or (rows / size >= 32 and 4 * size * dimension <= 2**28)
+    assert size == 512 or 4 * size * dimension <= 2**28
+    assert size <= 2048 or rows / size >= 32
     larger = 2 * size
-    assert larger > 8192 or rows / larger < 32 or 4 * larger * dimension > 2**28  # no longer one would do
+    assert larger > 8192 or (larger > 2048 and rows / larger < 32) or 4 * larger * dimension > 2**28  # none would do
     assert Recipe(dimension=dimension, projection="none").rows_a_shard(rows) == 512
     assert Recipe(dimension=dimension, shard_rows=7).rows_a_shard(rows) == 7
 
@@ -136,5 +137,5 @@ def test_long_shards_pad_less():
         for rows in (512, None)
     ]
     shares = [1 - lengths.sum() / tokens for tokens in padded]
-    assert Recipe().rows_a_shard(len(lengths)) == 1024
+    assert Recipe().rows_a_shard(len(lengths)) == 2048
     assert shares[1] < 0.75 * shares[0]

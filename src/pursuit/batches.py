@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORED = -100  # label of a token that is not learnt from (Hugging Face's convention)
+BATCH_TOKENS, BATCH_TOKENS_OF_A_GPU = 2048, 16384
 FIXED_SHARE = 1 / 8  # what a batch costs whatever is in it, as a share of a full one [ours]
 
 
@@ -25,6 +26,11 @@ class EncodedRows(Protocol):
     def __getitem__(self, index: int, /) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """(L,) token ids and (L,) response mask of one row."""
         ...
+
+
+def usual_batch_tokens(device: torch.device) -> int:
+    """Padded tokens at once where nobody says how many [ours]: a small batch leaves a GPU waiting for its next call."""
+    return BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS_OF_A_GPU
 
 
 def plan_batches(rows: Iterable[int], lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from pursuit.errors import SettingsError
 Preconditioner = Literal["sgd", "sign", "less", "adam"]
 ProjectionKind = Literal["sparse", "rademacher", "tensorsketch", "factored", "none"]
 StoredType = Literal["float16", "bfloat16", "float32", "int8", "bits"]
-SHORTEST_SHARD, LONGEST_SHARD, SHARDS = 512, 8192, 32
+SHORTEST_SHARD, USUAL_SHARD, LONGEST_SHARD, SHARDS = 512, 2048, 8192, 32
 SHARD_BYTES = 1 << 28
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
@@ -124,12 +124,14 @@ class Recipe:
     def rows_a_shard(self, rows: int) -> int:
         """Rows of a shard, of a pool of so many [ours].
 
-        The more, the less is padded, as a batch's rows are taken from one shard; the fewer, the more evenly several
-        machines share them. So 32 or more shards a pool, of 512 to 8,192 rows and at most 256 MiB, a power of two.
+        The more, the less is padded, as a batch's rows are taken from one shard, and the better a GPU's large batches
+        are filled; the fewer, the more evenly several machines share them. So 2,048 rows, or with 32 shards or more a
+        pool up to 8,192, of at most 256 MiB (but never fewer than 512 rows); a power of two.
         """
         if self.shard_rows is not None:
             return self.shard_rows
         if self.projection == "none":  # a row may be of any size
             return SHORTEST_SHARD
-        most = max(SHORTEST_SHARD, min(rows // SHARDS, LONGEST_SHARD, SHARD_BYTES // (4 * self.dimension)))
+        wanted = min(max(rows // SHARDS, USUAL_SHARD), LONGEST_SHARD)
+        most = max(SHORTEST_SHARD, min(wanted, SHARD_BYTES // (4 * self.dimension)))
         return 1 << (most.bit_length() - 1)

@@ -103,6 +103,7 @@ class Settings(Group):
         """The warm-up's settings as the trainer takes them."""
         values = self.warmup.model_dump()
         steps = values.pop("checkpoint_steps")
+        values["micro_batch_tokens"] = values["micro_batch_tokens"] or WarmUp.micro_batch_tokens
         return WarmUp(checkpoint_steps=None if steps is None else tuple(steps), **values)
 
     def feature_recipe(self) -> Recipe:
@@ -110,6 +111,7 @@ class Settings(Group):
         values = self.features.model_dump(exclude={"target_preconditioner", "directions"})
         if values["momentum"] is None:
             values["momentum"] = values["preconditioner"] == "less"
+        values["batch_tokens"] = values["batch_tokens"] or Recipe.batch_tokens
         return Recipe(**values)
 
     def target_recipe(self, follows: bool) -> Recipe:

@@ -51,7 +51,9 @@ class WarmupSettings(Group):
     eps: float = Field(WarmUp.eps, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(WarmUp.max_grad_norm, ge=0, description="Gradient clipping; 0 does not clip.")
     batch_size: int = Field(WarmUp.batch_size, ge=1, description="Examples an optimizer step.")
-    micro_batch_tokens: int = Field(WarmUp.micro_batch_tokens, ge=1, description="Padded tokens in memory at once.")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="Padded tokens in memory at once; 2048 on a CPU and 16384 on a GPU if not given."
+    )  # fmt: skip
     seed: int | None = Field(None, description="Of sample, order and dropout; --seed at first if not given.")
 
     @field_validator("sample")
@@ -97,9 +99,12 @@ class FeatureSettings(Group):
         Recipe.dtype, description="Of the stored rows; int8 (a byte a number) takes half the room of float16, bits "
         "(signs alone) a sixteenth.",
     )  # fmt: skip
-    batch_tokens: int = Field(Recipe.batch_tokens, ge=1, description="Padded tokens a batch: bounds the memory.")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="Padded tokens a batch: bounds the memory; 2048 on a CPU and 16384 on a GPU if not "
+        "given, halved where memory runs out. inspect --autotune finds the fastest.",
+    )  # fmt: skip
     shard_rows: int | None = Field(
-        None, ge=1, description="Rows a shard, the unit of work; 512 to 8192 by the pool's rows if not given."
+        None, ge=1, description="Rows a shard, the unit of work; 2048 to 8192 by the pool's rows if not given."
     )
     seed: int | None = Field(None, description="Of the projection; --seed at first if not given.")
 

@@ -20,7 +20,7 @@ def compare(
     out: Path, seeds: int = 3, metrics: list[str] | None = None, scorer: list[str] | None = None,
     player: list[str] | None = None, equal: Literal["steps", "epochs"] = "steps", steps: int | None = None,
     epochs: int = FineTune.epochs, learning_rate: float = FineTune.learning_rate, batch_size: int = FineTune.batch_size,
-    micro_batch_tokens: int = FineTune.micro_batch_tokens, optimizer: list[str] | None = None,
+    micro_batch_tokens: int | None = None, optimizer: list[str] | None = None,
     schedule: list[str] | None = None, weighted: Flag = False, no_full: Flag = False, all_weights: Flag = False,
     train_model: str | None = None, train_template: str | None = None, keep_models: Flag = False,
     price_per_hour: Price = None, currency: str = "", settings: Flags = None,
@@ -50,7 +50,7 @@ def compare(
         epochs: How often each row is trained on, with --equal epochs.
         learning_rate: Peak learning rate.
         batch_size: Rows an optimizer step.
-        micro_batch_tokens: Padded tokens in memory at once.
+        micro_batch_tokens: Padded tokens in memory at once; 2048 on a CPU and 16384 on a GPU if not given.
         optimizer: One or several of transformers' optimizers: does the subset survive another one?
         schedule: One or several learning-rate schedules, likewise.
         weighted: Train with the weights of the selections.

@@ -27,8 +27,8 @@ class FineTune:
         max_steps: optimizer steps instead of epochs: the same number for any subset, by going round it as often as
             needed.
         batch_size: examples an optimizer step; the last batch of an epoch may be smaller.
-        micro_batch_tokens: padded tokens that go through the model at once (ours); halved when memory runs out, which
-            changes the gradient by rounding only (and the dropout masks).
+        micro_batch_tokens: padded tokens that go through the model at once (ours); None for 2,048 on a CPU and 16,384
+            on a GPU. Halved when memory runs out, which changes the gradient by rounding only (and the dropout masks).
         learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: of the optimizer; the schedule is one of
             linear, cosine, constant, constant_with_warmup and spans the whole training. 0 does not clip.
         betas, eps: of Adam's kin; others do not use them.
@@ -47,7 +47,7 @@ class FineTune:
     epochs: int = 4
     max_steps: int | None = None
     batch_size: int = 128
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int | None = None
     learning_rate: float = 2e-5
     schedule: str = "linear"
     warmup_ratio: float = 0.03
@@ -66,7 +66,7 @@ class FineTune:
             ("epochs", self.epochs >= 1, "at least 1"),
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or None to go by epochs"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("micro_batch_tokens", self.micro_batch_tokens >= 1, "at least 1"),
+            ("micro_batch_tokens", self.micro_batch_tokens is None or self.micro_batch_tokens >= 1, "at least 1"),
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("schedule", self.schedule in SCHEDULES, "one of " + ", ".join(SCHEDULES)),
             ("warmup_ratio", 0 <= self.warmup_ratio < 1, "in [0, 1)"),

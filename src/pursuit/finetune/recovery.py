@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pursuit.batches import BATCH_TOKENS
 from pursuit.errors import StoreError
 from pursuit.files import full_disk_told, read_json, sha256_file, write_record, write_tensors, write_text
 from pursuit.finetune.recipe import FineTune
@@ -50,7 +51,7 @@ class FineTuneRecorder(Recorder):
         record: dict[str, Any] = {} if self.point is None else read_json(self.point / RECORD)
         super().__init__(
             folder, begun_at=record.get("step", 0), losses=record.get("losses", ()),
-            micro_batch_tokens=record.get("micro_batch_tokens", recipe.micro_batch_tokens),
+            micro_batch_tokens=record.get("micro_batch_tokens", recipe.micro_batch_tokens or BATCH_TOKENS),
             learning_rates=record.get("learning_rates", ()), pause_seconds=recipe.recovery_seconds,
         )  # fmt: skip
         self.task, self.record = task, record

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from pursuit.batches import EncodedRows
+from pursuit.batches import EncodedRows, usual_batch_tokens
 from pursuit.errors import DataError, ModelError, SettingsError
 from pursuit.finetune.recipe import FineTune
 from pursuit.finetune.recovery import LOG, FineTuneRecorder, is_begun
@@ -106,9 +106,10 @@ def finetune(
         say(f"{NAME}: {absent:,} rows have weight 0 and are left out")
     if batch_selection is not None:
         batch_selection.reset()
+    device = next(model.parameters()).device
+    recipe = replace(recipe, micro_batch_tokens=recipe.micro_batch_tokens or usual_batch_tokens(device))
     plan = _plan(recipe, used.indices)
     task = Task(NAME, rows, plan, recipe, recipe.optimizer, used.weights, autocast, batch_selection)
-    device = next(model.parameters()).device
     reset_peak(device)
     with _in_float32(model):
         recorder = FineTuneRecorder(folder, task, recipe)

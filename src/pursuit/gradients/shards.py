@@ -100,10 +100,11 @@ def make_shard(
     store: FeatureStore, checkpoint: int, shard: int, encoded: EncodedRows, compute: Compute, batch_tokens: int,
     advance: Advance,
 ) -> None:  # fmt: skip
-    """Make one shard and write it; batches are halved where memory runs out.
+    """Make one shard and write it; where memory runs out, the rest of it goes on in batches of half the size.
 
     What is made of it is kept now and then, and an earlier start's rows are not made again: batches are planned as if
-    there were none, so that the others come out the same.
+    there were none, so that the others come out the same. The next shard begins with full batches again, as it would
+    after a kill.
     """
     rows, manifest = store.shard_range(shard), store.manifest
     count = len(rows)
@@ -120,7 +121,9 @@ def make_shard(
         try:
             found = compute(batch)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            _halve(batch, pending, encoded, error)
+            most = _half_of(batch, encoded, error)
+            left = [*pending, batch]
+            pending = [part for rows in left for part in plan_batches(rows, encoded.lengths, most)[::-1]]
             continue
         places = torch.tensor([row - rows.start for row in batch])
         for name, values in {**found, **encode(found["features"], manifest["dtype"])}.items():
@@ -130,7 +133,8 @@ def make_shard(
     store.write(checkpoint, shard, tensors)
 
 
-def _halve(batch: list[int], pending: list[list[int]], encoded: EncodedRows, error: BaseException) -> None:
+def _half_of(batch: list[int], encoded: EncodedRows, error: BaseException) -> int:
+    """Padded tokens of half of a batch that memory does not suffice for."""
     if len(batch) == 1:
         raise row_error(
             encoded, batch[0], f"{encoded.lengths[batch[0]]} tokens do not fit in memory; lower --max-length"
@@ -138,8 +142,7 @@ def _halve(batch: list[int], pending: list[list[int]], encoded: EncodedRows, err
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     say(f"out of memory with {len(batch)} rows of {encoded.lengths[batch[0]]} tokens: going on with half as many")
-    middle = len(batch) // 2
-    pending += [batch[middle:], batch[:middle]]
+    return len(batch) // 2 * int(encoded.lengths[batch].max())
 
 
 def row_error(encoded: EncodedRows, row: int, reason: str) -> DataError:

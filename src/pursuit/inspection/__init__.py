@@ -20,10 +20,11 @@ from rich.console import Console
 from pursuit.encoding import EncodedPool
 from pursuit.errors import SettingsError
 from pursuit.inspection.autotune import autotune as autotune_features
-from pursuit.inspection.data import Inspection, Prediction, Proposal, TargetView
+from pursuit.inspection.data import Inspection, TargetView
 from pursuit.inspection.measure import as_extracted
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
+from pursuit.inspection.prospects import Prediction
 from pursuit.inspection.terminal import print_findings, print_inspection, print_prospects, size
 from pursuit.pool import Pool, Refusal
 from pursuit.progress import say
@@ -145,22 +146,10 @@ def _with_prediction(look: _Look, measure: bool, tune: bool) -> Inspection:
         with as_extracted(model):
             proposal = autotune_features(model, look.encoded, settings.feature_recipe())
         settings = settings_from(merge(settings.model_dump(), {"features": proposal.settings()}))
-    prediction = predict(model, settings, look.encoded, look.target, look.place, measure)
-    if proposal is not None and settings.features.projection != "rademacher":
-        prediction = _at_rate(prediction, proposal)
+    rates = None if proposal is None or settings.features.projection == "rademacher" else proposal.rates
+    prediction = predict(model, settings, look.encoded, look.target, look.place, measure, rates)
     found = replace(look.inspection, prediction=prediction, proposal=proposal)
     return replace(found, warnings=tuple(_warnings(found, prediction, look)))
-
-
-def _at_rate(prediction: Prediction, proposal: Proposal) -> Prediction:
-    """With the seconds that whole batches took; those timed for a prediction alone are cut short to save time."""
-    if prediction.feature_seconds is None:
-        return prediction
-    each = prediction.checkpoints / proposal.rates[proposal.batch_tokens]
-    return replace(
-        prediction, feature_seconds=each * prediction.feature_tokens, target_seconds=each * prediction.target_tokens,
-        directions_seconds=each * prediction.directions_tokens,
-    )  # fmt: skip
 
 
 def _warnings(found: Inspection, prediction: Prediction, look: _Look) -> Iterator[str]:

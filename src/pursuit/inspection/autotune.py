@@ -20,7 +20,7 @@ from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
 from pursuit.gradients.sketch import reduced
-from pursuit.inspection.data import Proposal
+from pursuit.inspection.prospects import Proposal
 from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import Recipe, StoredType
 from pursuit.store.codecs import decode, encode

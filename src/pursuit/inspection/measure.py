@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 from torch import nn
 
 from pursuit.batches import EncodedRows, collate
@@ -18,8 +19,8 @@ from pursuit.gradients.extract import batch_features, check_gradients, projectio
 from pursuit.gradients.losses import token_losses
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import DENSE_ROWS, Projection, make_projection
-from pursuit.inspection.data import Measurement, Timing
 from pursuit.inspection.memory import peak_memory, reset_peak, used_memory
+from pursuit.inspection.prospects import Measurement, Timing
 from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.recipes import Recipe
 
@@ -141,22 +142,37 @@ def time_batches(
     before = used_memory(device)
     rate = _timed(work, shortest, device) / int(lengths[shortest[0]])
     begun = time.perf_counter()
-    rates: list[float] = []
+    sizes: list[int] = []
+    took: list[float] = []
     tokens = largest = 0
     for place, batch in enumerate(sample):
         longest, left = int(lengths[batch[0]]), seconds - (time.perf_counter() - begun)
         share = left / (len(sample) - place)
-        if rates and longest * rate > max(left, 0):
+        if sizes and longest * rate > max(left, 0):
             continue
         rows = batch[: max(1, int(share / (rate * longest)))]
         repeats = min(REPEATS, max(1, int(share / (rate * longest * len(rows)) / 2)))
-        took, rows = _until_it_fits(work, rows, repeats, device)
+        whole, rows = _until_it_fits(work, rows, repeats, device)
         size = longest * len(rows)
-        rate = took / repeats / size
-        rates.append(rate)
+        rate = whole / repeats / size
+        sizes.append(size)
+        took.append(whole / repeats)
         tokens, largest = tokens + repeats * size, max(largest, size)
     spent = time.perf_counter() - begun
-    return Timing(sum(rates) / len(rates), spent, len(rates), tokens, largest, before, peak_memory(device))
+    each_batch, each_token = fitted(np.array(sizes, float), np.array(took), fixed=device.type != "cpu")
+    return Timing(each_batch, each_token, spent, len(sizes), tokens, largest, before, peak_memory(device))
+
+
+def fitted(sizes: NDArray[np.float64], took: NDArray[np.float64], *, fixed: bool) -> tuple[float, float]:
+    """Seconds of a batch whatever is in it, and of a token: what a GPU waits for its calls is the same for few tokens.
+
+    By least squares of the relative errors, neither below zero. Without `fixed` all is by tokens: on a CPU it is, and
+    what is left is noise.
+    """
+    if not fixed:
+        return 0.0, float((took / sizes).mean())
+    (each_batch, each_token), _ = nnls(np.stack([1 / took, sizes / took], axis=1), np.ones(len(took)))
+    return float(each_batch), float(each_token)
 
 
 def spread(batches: Batches, lengths: NDArray[np.int32], count: int) -> list[list[int]]:
@@ -173,6 +189,8 @@ def _until_it_fits(work: Work, rows: list[int], repeats: int, device: torch.devi
     """Seconds of `repeats` calls, and the rows that they were given: half as many each time that memory runs out."""
     while True:
         try:
+            if device.type != "cpu":
+                work(rows)  # the first batch of a shape waits for its kernels
             return sum(_timed(work, rows, device) for _ in range(repeats)), rows
         except (torch.OutOfMemoryError, MemoryError):
             if len(rows) == 1:

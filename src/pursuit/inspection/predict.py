@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from pursuit.encoding import EncodedPool
 from pursuit.gradients.directions import wide_dimension
 from pursuit.gradients.extract import projections
 from pursuit.inspection.costs import shape_of
-from pursuit.inspection.data import Measurement, Memory, Prediction, Timing
 from pursuit.inspection.measure import measure
 from pursuit.inspection.memory import estimated_peak, total_memory
+from pursuit.inspection.prospects import Measurement, Memory, Prediction, Timing
 from pursuit.models.trainable import parameter_count, trainable_parameters
 from pursuit.progress import say
 from pursuit.recipes import Recipe
@@ -29,17 +29,21 @@ from pursuit.store.codecs import row_bytes
 from pursuit.warmup.plan import Plan
 
 Batches = list[list[int]]
+Sizes = NDArray[np.int64]
 PER_ROW = 12  # bytes beside a stored row at one checkpoint: its two norms and its loss, float32
 
 
 def predict(
-    model: nn.Module, settings: Settings, encoded: Rows, target: EncodedPool | None, place: Path, timed: bool
-) -> Prediction:
+    model: nn.Module, settings: Settings, encoded: Rows, target: EncodedPool | None, place: Path, timed: bool,
+    rates: Mapping[int, float] | None = None,
+) -> Prediction:  # fmt: skip
     """What warm-up and features of this pool (and target) will take.
 
     Args:
         place: the run folder, or where it would be made: for the free space.
         timed: measure; without, no seconds are given and the memory is counted, not measured.
+        rates: by padded tokens a batch, tokens a second, where whole batches were timed: the seconds of the features
+            are then by these.
     """
     recipe, plan = settings.feature_recipe(), Plan(settings.warmup_recipe(), len(encoded))
     feature_batches = planned_batches(encoded.lengths, recipe)
@@ -53,8 +57,9 @@ def predict(
     checkpoints = len(plan.checkpoint_steps)
     dimension = parameters if recipe.projection == "none" else recipe.dimension
     stored_bytes = checkpoints * (row_bytes(recipe.dtype, dimension) + PER_ROW)
-    tokens = [padded_tokens(encoded.lengths, batches) for batches in (warmup_batches, feature_batches)]
-    target_tokens = 0 if target is None else padded_tokens(target.lengths, target_batches)
+    sizes = [batch_sizes(encoded.lengths, batches) for batches in (warmup_batches, feature_batches)]
+    sizes.append(np.zeros(0, np.int64) if target is None else batch_sizes(target.lengths, target_batches))
+    tokens = [int(each.sum()) for each in sizes]
     known = _directions_tokens(settings, encoded, target)
     device = next(model.parameters()).device
     return Prediction(
@@ -63,14 +68,14 @@ def predict(
         trajectory_bytes=3 * checkpoints * sum(p.nbytes for p in trainable_parameters(model).values()),
         free_bytes=shutil.disk_usage(existing_parent(place)).free, warmup_steps=plan.last_step,
         warmup_examples=plan.examples_seen(plan.last_step), warmup_tokens=tokens[0], feature_tokens=tokens[1],
-        target_tokens=target_tokens, feature_operations=checkpoints * _operations(model, recipe, encoded, tokens[1]),
+        target_tokens=tokens[2], feature_operations=checkpoints * _operations(model, recipe, encoded, tokens[1]),
         sketched_operations=checkpoints * _operations(
             model, replace(recipe, projection="tensorsketch"), encoded, tokens[1]
         ) if recipe.projection == "sparse" and recipe.preconditioner != "sign" else None,
         memory=predict_memory(model, encoded.lengths, feature_batches, warmup_batches, measurement),
         available_memory=total_memory(device), measurement=measurement,
         directions_tokens=known, directions_bytes=_directions_bytes(settings, encoded, target, checkpoints),
-        **_seconds(measurement, checkpoints, tokens, target_tokens, len(feature_batches), len(target_batches), known),
+        **_seconds(measurement, checkpoints, sizes, known, rates),
     )  # fmt: skip
 
 
@@ -102,20 +107,33 @@ def _directions_bytes(settings: Settings, encoded: Rows, target: EncodedPool | N
 
 
 def _seconds(
-    found: Measurement | None, checkpoints: int, tokens: Sequence[int], target_tokens: int, batches: int, targets: int,
-    known: int,
-) -> dict[str, float | None]:  # fmt: skip
+    found: Measurement | None, checkpoints: int, sizes: Sequence[Sizes], known: int, rates: Mapping[int, float] | None
+) -> dict[str, float | None]:
+    """`sizes`: padded tokens of every batch of warm-up, features, and the target's features."""
     seconds: dict[str, float | None] = {"directions_seconds": None if known else 0.0}
     if found is None:
         return seconds
     if found.warmup is not None:
-        seconds["warmup_seconds"] = tokens[0] * found.warmup.seconds_per_token
-    if found.features is not None:
-        rate, dense = found.features.seconds_per_token, found.dense_batch_seconds
-        seconds["feature_seconds"] = checkpoints * (tokens[1] * rate + batches * dense)
-        seconds["directions_seconds"] = checkpoints * known * rate
-        seconds["target_seconds"] = checkpoints * (target_tokens * rate + targets * dense)
+        seconds["warmup_seconds"] = found.warmup.predicted(sizes[0])
+    if (timing := found.features) is not None:
+        dense = found.dense_batch_seconds
+        for name, each in (("feature_seconds", sizes[1]), ("target_seconds", sizes[2])):
+            taken = timing.predicted(each) + len(each) * dense if rates is None else at_rates(rates, each)
+            seconds[name] = checkpoints * taken
+        each_token = timing.predicted(sizes[1]) / sizes[1].sum() if rates is None else 1 / max(rates.values())
+        seconds["directions_seconds"] = checkpoints * known * each_token
     return seconds
+
+
+def at_rates(rates: Mapping[int, float], sizes: Sizes) -> float:
+    """Seconds of batches of these sizes: between those that were timed, and below them, on a straight line; above them
+    as the largest."""
+    timed = np.array(sorted(rates))
+    took = timed / np.array([rates[size] for size in timed.tolist()])
+    slope = (took[1] - took[0]) / (timed[1] - timed[0]) if len(timed) > 1 else took[0] / timed[0]
+    of_nothing = np.clip(took[0] - slope * timed[0], 0, took[0])
+    within = np.interp(np.minimum(sizes, timed[-1]), [0, *timed], [of_nothing, *took])
+    return float((within * np.maximum(sizes / timed[-1], 1)).sum())
 
 
 def planned_batches(lengths: NDArray[np.int32], recipe: Recipe) -> Batches:
@@ -129,6 +147,11 @@ def planned_micro_batches(plan: Plan, lengths: NDArray[np.int32]) -> Batches:
     """The micro batches of all optimizer steps of the warm-up."""
     tokens = plan.settings.micro_batch_tokens
     return [batch for step in range(plan.last_step) for batch in plan_batches(plan.batch(step), lengths, tokens)]
+
+
+def batch_sizes(lengths: NDArray[np.int32], batches: Batches) -> Sizes:
+    """Padded tokens of every batch."""
+    return np.array([len(batch) * int(lengths[batch[0]]) for batch in batches], np.int64)
 
 
 def padded_tokens(lengths: NDArray[np.int32], batches: Batches) -> int:

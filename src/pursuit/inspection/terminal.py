@@ -14,12 +14,11 @@ from pursuit.inspection.data import (
     Inspection,
     Lengths,
     PoolView,
-    Prediction,
-    Proposal,
     RefusalGroup,
     ShownExample,
     TargetView,
 )
+from pursuit.inspection.prospects import Prediction, Proposal
 from pursuit.report.text import about, count, duration, money, number, percent, shorten, visible
 
 RESPONSE = "black on green"  # a background, so that white space shows

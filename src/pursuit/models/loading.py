@@ -107,7 +107,7 @@ def settled_dtype(
     """
     if dtype != "auto":
         return dtype
-    if _device(device).type == "cpu":
+    if find_device(device).type == "cpu":
         return "float32"
     return checkpoint_dtype(model, trust_remote_code=trust_remote_code, revision=revision)
 
@@ -147,7 +147,7 @@ def load_model(
     Raises:
         ModelError: cannot be found, is not safetensors or GGUF, is damaged, or lacks some of its weights.
     """
-    place, source = _device(device), _find(model, revision)
+    place, source = find_device(device), _find(model, revision)
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"dtype {dtype!r} is not known; use auto, {', '.join(DTYPES)}.")
     if source.local and source.gguf_file is None:
@@ -224,7 +224,7 @@ def _check_weights(folder: Path) -> None:
     raise ModelError(f"{folder}: config.json is there, but no *.safetensors weights are.")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -21,12 +21,13 @@ import pyarrow.compute as pc
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from pursuit.batches import usual_batch_tokens
 from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
 from pursuit.errors import RunError, SelectionError, SettingsError
 from pursuit.export.subset import Result, refuse_shared_table, written
 from pursuit.files import refuse_overwriting
-from pursuit.models.loading import settled_dtype
+from pursuit.models.loading import find_device, settled_dtype
 from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.pool.sources import split_name
 from pursuit.progress import say
@@ -258,9 +259,13 @@ class Run:
 
 
 def _settled(s: Settings) -> Settings:
-    """One precision for the whole run: going on with it on another device must not mix two in one store."""
+    """One precision for the whole run: going on with it on another device must not mix two in one store. And what
+    suits the device."""
     dtype = settled_dtype(s.model or "", s.dtype, s.device, trust_remote_code=s.trust_remote_code, revision=s.revision)
-    return s.model_copy(update={"dtype": dtype})
+    tokens = usual_batch_tokens(find_device(s.device))
+    features = s.features.model_copy(update={"batch_tokens": s.features.batch_tokens or tokens})
+    warmup = s.warmup.model_copy(update={"micro_batch_tokens": s.warmup.micro_batch_tokens or tokens})
+    return s.model_copy(update={"dtype": dtype, "features": features, "warmup": warmup})
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
