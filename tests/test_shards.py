@@ -1,5 +1,6 @@
 """Shards of a feature store: how long they are, and going on in the middle of one."""
 
+import itertools
 import sys
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from pursuit.inspection.predict import padded_tokens, planned_batches
 from pursuit.recipes import Recipe
 from pursuit.store.features import FeatureStore
 from pursuit.store.shard_files import rows_made, unfinished_path
-from test_extract import EXACT, LENGTHS, checkpoints, model, run, shard_bytes  # noqa: F401
+from test_extract import EXACT, LENGTHS, checkpoints, features_of, model, run, shard_bytes  # noqa: F401
 
 ONE_SHARD = replace(EXACT, projection="sparse", shard_rows=20, batch_tokens=20)
 ROWS = len(LENGTHS)
@@ -139,3 +140,22 @@ def test_long_shards_pad_less():
     shares = [1 - lengths.sum() / tokens for tokens in padded]
     assert Recipe().rows_a_shard(len(lengths)) == 2048
     assert shares[1] < 0.75 * shares[0]
+
+
+def test_what_did_not_fit_is_not_tried_again_in_the_same_shard(model, checkpoints, tmp_path, monkeypatch):  # noqa: F811
+    real, refused, most = module.batch_features, [], 60
+
+    def small_machine(model, encoded, rows, *rest):
+        tokens = len(rows) * int(encoded.lengths[rows].max())
+        if len(rows) > 1 and tokens > most:
+            refused.append(tokens)
+            raise torch.OutOfMemoryError("too big")
+        return real(model, encoded, rows, *rest)
+
+    plain = features_of(run(model, checkpoints, tmp_path / "plain", ONE_SHARD))
+    monkeypatch.setattr(module, "batch_features", small_machine)
+    found = features_of(run(model, checkpoints, tmp_path / "small", replace(ONE_SHARD, batch_tokens=10**6)))
+    np.testing.assert_allclose(found.checkpoint(1)[:], plain.checkpoint(1)[:], atol=2e-5)
+    whole = len(refused) // 2  # of two checkpoints
+    assert refused[:whole] == refused[whole:] == sorted(set(refused[:whole]), reverse=True)
+    assert all(a >= 1.5 * b for a, b in itertools.pairwise(refused[:whole]))

@@ -133,3 +133,12 @@ def test_a_comparison(place):
     assert not any(row["failed"] for row in rows)
     assert {row["method"] for row in rows} == {"full", "random", "tagcos(clusters=3)", "untrained"}
     assert torch.isfinite(torch.tensor([row["score.loss"] for row in rows])).all()
+
+
+def test_batches_are_large_where_nobody_says_how_large(place):
+    settings = {"model": place / "model", "pool": place / "pool.jsonl"}
+    for device, tokens in (("cpu", 2048), (NAME, 16384)):
+        found = Run(place / f"usual-{device}", device=device, **settings).settings
+        assert found.features.batch_tokens == found.warmup.micro_batch_tokens == tokens
+    given = Run(place / "given", device=NAME, features={"batch_tokens": 99}, **settings).settings
+    assert (given.features.batch_tokens, given.warmup.micro_batch_tokens) == (99, 16384)
