@@ -17,6 +17,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from pursuit.batches import collate
+from pursuit.errors import ModelError
 from pursuit.evaluate import EvalSet, GenerationSettings, evaluate, read_eval_set
 from pursuit.evaluate.choice import score_options
 from pursuit.evaluate.generate import generate_responses
@@ -246,3 +247,27 @@ def test_an_options_likelihood_is_its_loss_times_its_tokens(tmp_path: Path) -> N
     asked = [number for number, found in enumerate(data.rows) if found.options]
     expected = [-losses[number] * data[number][1].sum() for number in asked]
     np.testing.assert_allclose(right, expected, rtol=1e-4)
+
+
+def test_batches_are_halved_where_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = tiny_model("llama"), varied(tmp_path)
+    metrics = ["loss", "exact", "choice"]
+    expected = evaluate(model, data.encoder.tokenizer, data, metrics=metrics)
+    body, most, refused = model.model.forward, [4], []
+
+    def small_machine(*args: Any, **kwargs: Any) -> Any:
+        given = kwargs.get("input_ids", args[0] if args else None)
+        if len(given) > most[0]:
+            refused.append(len(given))
+            raise torch.OutOfMemoryError("too big")
+        return body(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", small_machine)
+    found = evaluate(model, data.encoder.tokenizer, data, metrics=metrics)
+    assert max(refused) > 4
+    for metric, score in expected.overall.items():
+        assert found.overall[metric].mean == pytest.approx(score.mean, rel=1e-5)
+    assert found.examples["prediction"].equals(expected.examples["prediction"])
+    most[0] = 0
+    with pytest.raises(ModelError, match="one row; lower --max-length"):
+        evaluate(model, data.encoder.tokenizer, data, metrics=["loss"])

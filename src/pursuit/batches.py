@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pursuit.errors import ModelError
+
+Result = TypeVar("Result")
 IGNORED = -100  # label of a token that is not learnt from (Hugging Face's convention)
 BATCH_TOKENS, BATCH_TOKENS_OF_A_GPU = 2048, 16384
 FIXED_SHARE = 1 / 8  # what a batch costs whatever is in it, as a share of a full one [ours]
@@ -68,6 +71,31 @@ def _cuts(lengths: NDArray[np.int64], batch_tokens: int) -> list[int]:
     while cuts[-1]:
         cuts.append(int(before[cuts[-1]]))
     return cuts[::-1]
+
+
+def where_it_fits(
+    batches: Iterable[list[int]], work: Callable[[list[int]], Result]
+) -> Iterator[tuple[list[int], Result]]:
+    """(batch, work(batch)) of every batch, or of its halves where memory runs out.
+
+    Raises:
+        ModelError: it does not suffice for one row.
+    """
+    pending = list(batches)[::-1]
+    while pending:
+        batch = pending.pop()
+        try:
+            made = work(batch)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if len(batch) == 1:
+                raise ModelError("memory does not suffice for one row; lower --max-length.") from error
+            middle = len(batch) // 2
+            pending += [batch[middle:], batch[:middle]]
+            made = None
+        if made is None:
+            torch.cuda.empty_cache()  # when the error, and what it holds, is gone
+        else:
+            yield batch, made
 
 
 def collate(encoded: EncodedRows, rows: Iterable[int], device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def evaluate(
         max_new_tokens: The longest response; the reference's length and 16 more if not given.
         first_line: A response ends at its first line break (for models that do not know how to stop).
         ignore_case: Exact match does not mind upper and lower case.
-        batch_tokens: Padded tokens in memory at once.
+        batch_tokens: Padded tokens in memory at once; 8192 on a CPU and 32768 on a GPU if not given.
         lm_eval: Tasks of lm-eval, separated by commas, or YAML files of your own; needs `pip install pursuit[eval]`.
         lm_eval_param: Options of lm_eval.simple_evaluate: limit=100 num_fewshot=5 apply_chat_template=true.
     """
@@ -90,14 +90,13 @@ def _plan(
     import yaml
 
     from pursuit.evaluate import GenerationSettings, named_functions
-    from pursuit.evaluate.evaluation import BATCH_TOKENS
     from pursuit.evaluate.plan import Plan
 
     wanted = _split(metrics) if metrics is not None else ["loss", "exact"] if has_rows else []
     options = {name: yaml.safe_load(value) for name, value in parse_parameters(lm_eval_param or []).items()}
     plan = Plan(
         tuple(wanted), named_functions(scorer or ()), named_functions(player or ()), GenerationSettings(*generation),
-        batch_tokens or BATCH_TOKENS, tuple(_split(lm_eval)), options,
+        batch_tokens, tuple(_split(lm_eval)), options,
     )  # fmt: skip
     plan.check(has_rows)
     return plan

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from pursuit.batches import IGNORED, collate, plan_batches
+from pursuit.batches import IGNORED, collate, plan_batches, where_it_fits
 from pursuit.encoding import Encoded, Encoder
 from pursuit.errors import DataError
 from pursuit.evaluate.prompts import with_reply
@@ -115,8 +115,11 @@ def option_likelihoods(
     sizes = np.array([len(option) * option.longest for option in options], dtype=np.int32)
     found: list[NDArray[np.float64]] = [np.empty(0)] * len(asked)
     with torch.inference_mode(), progress(description, len(asked)) as advance:
-        for batch in plan_batches(range(len(asked)), sizes, batch_tokens):
-            for item, likelihoods in zip(batch, _score(model, [options[i] for i in batch], share_prompt), strict=True):
+        planned = plan_batches(range(len(asked)), sizes, batch_tokens)
+        for batch, scores in where_it_fits(
+            planned, lambda items: list(_score(model, [options[item] for item in items], share_prompt))
+        ):
+            for item, likelihoods in zip(batch, scores, strict=True):
                 found[item] = likelihoods
             advance(len(batch))
     return found

@@ -21,7 +21,6 @@ from pursuit.evaluate.rows import EvalSet, read_eval_set
 from pursuit.evaluate.scorers import Player, Scorer
 from pursuit.pool import Pool
 
-BATCH_TOKENS = 8192
 Data = EvalSet | Pool | str | Path | Sequence[str | Path]
 
 
@@ -37,7 +36,7 @@ def evaluate(
     max_length: int = 2048,
     chat_template: str | Path | None = None,
     train_on: TrainOn = "all",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     lm_eval: Sequence[str] = (),
     lm_eval_options: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -56,7 +55,8 @@ def evaluate(
             `respond` takes a list of conversations and gives the model's reply to each.
         generation: of responses, for "exact", scorers and players.
         max_length, chat_template, train_on: how `data` is read, if it is not an `EvalSet` yet.
-        batch_tokens: bound on the padded tokens in memory at once; does not change scores but by rounding.
+        batch_tokens: bound on the padded tokens in memory at once; does not change scores but by rounding. 8,192 on a
+            CPU and 32,768 on a GPU if not given; batches are halved where memory runs out.
         lm_eval: tasks of lm-eval (names, or YAML files).
         lm_eval_options: of lm_eval.simple_evaluate: limit, num_fewshot, apply_chat_template, …
         out: folder for evaluation.json, examples.parquet, and finished parts: what stands there from the same weights,

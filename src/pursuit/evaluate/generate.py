@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from pursuit.batches import plan_batches
+from pursuit.batches import plan_batches, where_it_fits
 from pursuit.errors import SettingsError
 from pursuit.evaluate.prompts import Prompt, stop_tokens
 from pursuit.progress import progress
@@ -63,10 +63,12 @@ def generate_responses(
     stops = stop_tokens(tokenizer, model, prompts)
     responses = [""] * len(prompts)
     with torch.inference_mode(), _plain_generation(model), progress(description, len(prompts)) as advance:
-        for batch in _plan(prompts, batch_tokens):
-            chosen = [prompts[row] for row in batch]
-            for row, prompt, ids in zip(batch, chosen, _generate(model, tokenizer, chosen, stops), strict=True):
-                responses[row] = prompt.cut(_decode(tokenizer, ids))[0].strip()
+        planned = _plan(prompts, batch_tokens)
+        for batch, generated in where_it_fits(
+            planned, lambda rows: _generate(model, tokenizer, [prompts[row] for row in rows], stops)
+        ):
+            for row, ids in zip(batch, generated, strict=True):
+                responses[row] = prompts[row].cut(_decode(tokenizer, ids))[0].strip()
             advance(len(batch))
     return responses
 

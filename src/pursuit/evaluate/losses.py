@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pursuit.batches import collate, plan_batches
+from pursuit.batches import collate, plan_batches, where_it_fits
 from pursuit.errors import ModelError
 from pursuit.evaluate.rows import EvalSet
 from pursuit.gradients.losses import example_losses
@@ -23,8 +23,9 @@ def response_losses(model: nn.Module, data: EvalSet, batch_tokens: int) -> NDArr
     losses = np.zeros(len(data))
     device = next(model.parameters()).device
     with torch.inference_mode(), progress("loss", len(data)) as advance:
-        for batch in plan_batches(range(len(data)), data.lengths, batch_tokens):
-            losses[batch] = example_losses(model, collate(data, batch, device)).double().cpu().numpy()
+        planned = plan_batches(range(len(data)), data.lengths, batch_tokens)
+        for batch, found in where_it_fits(planned, lambda rows: example_losses(model, collate(data, rows, device))):
+            losses[batch] = found.double().cpu().numpy()
             advance(len(batch))
     if not np.isfinite(losses).all():
         broken = np.flatnonzero(~np.isfinite(losses))

@@ -23,6 +23,7 @@ from pursuit.evaluate.result import nullable
 from pursuit.evaluate.rows import EvalSet
 from pursuit.evaluate.scorers import Player, Scorer, play, score_responses
 
+BATCH_TOKENS, BATCH_TOKENS_OF_A_GPU = 8192, 32768
 METRICS = ("loss", "exact", "choice")
 COLUMNS = ("index", "source", "path", "line", "prediction", "reference", "choice_normalised", "chosen")
 
@@ -35,7 +36,7 @@ class Plan:
     scorers: dict[str, Scorer]
     players: dict[str, Player]
     generation: GenerationSettings
-    batch_tokens: int
+    batch_tokens: int | None
     lm_eval: tuple[str, ...] = ()
     lm_eval_options: dict[str, Any] = field(default_factory=dict)
 
@@ -80,6 +81,11 @@ class Plan:
             "lm_eval_options": self.lm_eval_options,
         }  # fmt: skip
 
+    def at_once(self, model: nn.Module) -> int:
+        """Padded tokens: as many as are asked for, or as suits the model's device."""
+        usual = BATCH_TOKENS if next(model.parameters()).device.type == "cpu" else BATCH_TOKENS_OF_A_GPU
+        return self.batch_tokens or usual
+
     def columns(self, model: nn.Module, data: EvalSet, parts: Parts) -> Iterator[tuple[str, pa.Array]]:
         """(name, column of N rows) of all that is asked for; null where a metric does not apply to a row."""
         if "loss" in self.metrics:
@@ -89,17 +95,17 @@ class Plan:
             yield from ((name, table[name]) for name in table.column_names)
         if "exact" in self.metrics or self.scorers:
             yield from self._of_responses(model, data, parts)
-        respond = Respond(model, data.encoder, self.generation, self.batch_tokens)  # the same for every player
+        respond = Respond(model, data.encoder, self.generation, self.at_once(model))  # the same for every player
         for name, player in self.players.items():
             settings = {**asdict(self.generation), "function": f"{player.__module__}:{player.__qualname__}"}
             table = parts.table(f"player-{name}", settings, partial(_played, name, player, respond, data))
             yield name, table[name]
 
     def _losses(self, model: nn.Module, data: EvalSet) -> pa.Table:
-        return pa.table({"loss": response_losses(model, data, self.batch_tokens)})
+        return pa.table({"loss": response_losses(model, data, self.at_once(model))})
 
     def _choices(self, model: nn.Module, data: EvalSet) -> pa.Table:
-        choices = score_options(model, data.encoder, data.rows, self.batch_tokens)
+        choices = score_options(model, data.encoder, data.rows, self.at_once(model))
         right = [None if choice is None else float(choice.chosen == choice.answer) for choice in choices]
         a_byte = [None if choice is None else float(choice.chosen_normalised == choice.answer) for choice in choices]
         return pa.table(
@@ -130,7 +136,7 @@ class Plan:
         limit, first_line = self.generation.max_new_tokens, self.generation.first_line
         prompts = [row_prompt(data.encoder, data.rows[place], limit, first_line) for place in asked]
         found: list[str | None] = [None] * len(data)
-        responses = generate_responses(model, data.encoder.tokenizer, prompts, self.batch_tokens)
+        responses = generate_responses(model, data.encoder.tokenizer, prompts, self.at_once(model))
         for place, response in zip(asked, responses, strict=True):
             found[place] = response
         return pa.table({"prediction": pa.array(found, pa.string())})
