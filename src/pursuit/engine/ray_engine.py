@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import socket
 import weakref
@@ -38,8 +39,8 @@ class RayEngine:
 
     Args:
         address: of a running cluster, "auto" for the one of this machine; without, one is started here.
-        workers: how many. Without, one for each GPU; where there is none, as many as fit with the threads of this
-            process (OMP_NUM_THREADS).
+        workers: how many; more than there are GPUs share them [ours]: small models leave most of one idle. Without, one
+            for each GPU; where there is none, as many as fit with the threads of this process (OMP_NUM_THREADS).
         device: "cpu" takes no GPU.
         folder: see `pursuit.engine.engine_for`.
 
@@ -67,9 +68,12 @@ class RayEngine:
         self.workers = workers or gpus or max(1, processors // here)
         self.threads = max(1, min(here, processors // self.workers))
         environment = {"env_vars": _variables(self.threads)}
-        options = {"num_cpus": self.threads, "num_gpus": 1 if gpus else 0, "runtime_env": environment}
+        sharing = -(-self.workers // gpus) if gpus else 0  # workers a GPU
+        part = math.floor(1e4 / sharing) / 1e4 if sharing else 0  # Ray counts ten-thousandths
+        options = {"num_cpus": self.threads, "num_gpus": part, "runtime_env": environment}
         self._pool = Pool(self.workers, options)
-        each = f"{self.threads} thread{'s' * (self.threads > 1)}{' and a GPU' * bool(gpus)}"
+        each = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        each += f" and {'a' if sharing == 1 else f'1/{sharing} of a'} GPU" if gpus else ""
         say(f"Ray: {self.workers} worker{'s' * (self.workers > 1)} with {each} each")
         if self.threads != here:
             say(f"this process has {here} threads: with OMP_NUM_THREADS={self.threads} it rounds as the workers do")
