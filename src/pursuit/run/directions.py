@@ -61,8 +61,9 @@ def learn_directions(
 ) -> None:  # fmt: skip
     """Write the directions in which known rows are longest, of all checkpoints together.
 
-    Rows are passed one at a time, so that the directions do not hang on the size of batches. Their gradients are kept
-    beside `place` until it is written: a killed run makes none of them again but those of the last minute.
+    Rows are passed one at a time, so that the directions do not hang on the size of batches; on a GPU, which would wait
+    for each, in batches. Their gradients are kept beside `place` until it is written: a killed run makes none of them
+    again but those of the last minute.
 
     Args:
         sources: "pool", and of a target its digest → rows, of which some are taken. Those of a target are taken with
@@ -73,11 +74,12 @@ def learn_directions(
         As `pursuit.gradients.extract.extract`.
     """
     recipe, scratch, known = settings.feature_recipe(), place.with_suffix(".rows"), []
+    at_once = 1 if next(model.parameters()).device.type == "cpu" else recipe.batch_tokens
     for name, encoded in sources.items():
         order = np.random.default_rng([recipe.seed, 2]).permutation(len(encoded))
         sample = Sample(encoded, np.sort(order[: known_count(len(encoded), of_pool=name == "pool")]))
         for kind in known_recipes(settings, of_pool=name == "pool"):
-            wide = replace(kind, dimension=wide_dimension(kind.dimension), dtype="float32", batch_tokens=1)
+            wide = replace(kind, dimension=wide_dimension(kind.dimension), dtype="float32", batch_tokens=at_once)
             store = extract(
                 model, trajectory, sample, scratch / f"{name}-{kind.preconditioner}", wide,
                 provenance=provenance(encoded, trajectory),
