@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.linalg import hadamard
 
 from pursuit import Run
@@ -24,6 +25,7 @@ from pursuit.gradients.directions import (
     write_directions,
 )
 from pursuit.run.jobs import Share, extract_share
+from pursuit.run.status import status, table
 from test_projection import low_rank_gradients, project, unbiased_error
 from test_run import SMALL, place, write_rows  # noqa: F401  (place is a fixture)
 
@@ -237,3 +239,20 @@ def test_without_a_target_the_pool_alone_is_known(place, tmp_path):  # noqa: F81
 def test_what_cannot_be_kept_is_said(place, tmp_path, features, said):  # noqa: F811
     with pytest.raises(SettingsError, match=said):
         begun(place, tmp_path / "run", features=features)
+
+
+def test_status_tells_of_directions_and_reads_them_if_asked(place, whole, tmp_path):  # noqa: F811
+    assert status(whole.folder.path, verify=True).directions == "there"
+    begun(place, tmp_path / "plain", **SMALL).encode()
+    assert status(tmp_path / "plain").directions == ""
+    shutil.copytree(whole.folder.path, tmp_path / "run")
+    kept = tmp_path / "run" / "directions.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-4] + b"oops")
+    assert status(tmp_path / "run").directions == "there", "a file that is there counts, unless it is read"
+    found = status(tmp_path / "run", verify=True)
+    assert found.directions == "damaged"
+    console = Console(record=True, width=120)
+    console.print(table(found))
+    assert "damaged: delete the file" in console.export_text()
+    kept.unlink()
+    assert status(tmp_path / "run", verify=True).directions == "not yet"

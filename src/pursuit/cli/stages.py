@@ -65,7 +65,7 @@ def status(*, run: Path, of: int | None = None, verify: bool = False) -> None:
     Args:
         run: The run folder.
         of: How many jobs share the extraction: also tells which have to be started again.
-        verify: Read every shard and compare its digest.
+        verify: Read every shard, and the directions, and compare their digests.
     """
     from rich.console import Console
 

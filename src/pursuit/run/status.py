@@ -38,6 +38,7 @@ class RunStatus:
 
     Attributes:
         parts: the pool that the run began with, then what was appended.
+        directions: of the file of directions, "" for a run without, else "there", "not yet" or "damaged".
         checkpoints: steps of the finished checkpoints; `warmed_up` whether all planned ones are there.
         targets, selections: names of their folders.
         jobs: numbers of the jobs (of `of`) whose shards are not all there.
@@ -51,6 +52,7 @@ class RunStatus:
     selections: list[str]
     of: int | None = None
     jobs: list[int] = field(default_factory=list)
+    directions: str = ""
 
 
 def status(folder: str | Path, *, of: int | None = None, verify: bool = False) -> RunStatus:
@@ -58,7 +60,7 @@ def status(folder: str | Path, *, of: int | None = None, verify: bool = False) -
 
     Args:
         of: how many jobs share the extraction (`--shard i/of`): also says which have to be started again.
-        verify: read every shard and compare its digest; otherwise a file that is there counts.
+        verify: read every shard and the directions and compare their digests; otherwise a file that is there counts.
 
     Raises:
         RunError: there is no run in the folder.
@@ -75,8 +77,23 @@ def status(folder: str | Path, *, of: int | None = None, verify: bool = False) -
     parts = [_part(part, settings, len(steps), verify) for part in run.parts(settings.pool)]
     return RunStatus(
         run.path, parts, steps, bool(planned) and steps == list(planned), _names(run.targets), _names(run.selections),
-        of, [] if of is None else _jobs(parts, of),
+        of, [] if of is None else _jobs(parts, of), _directions(run, settings, verify),
     )  # fmt: skip
+
+
+def _directions(run: RunFolder, settings: Settings, verify: bool) -> str:
+    if not settings.features.directions:
+        return ""
+    if not run.directions.exists():
+        return "not yet"
+    if verify:
+        from pursuit.gradients.directions import read_directions  # with torch: not for a look alone
+
+        try:
+            read_directions(str(run.directions))
+        except StoreError:
+            return "damaged"
+    return "there"
 
 
 def _part(part: Part, settings: Settings, checkpoints: int, verify: bool) -> PartStatus:
@@ -113,6 +130,9 @@ def table(found: RunStatus) -> Table:
         rows.add_row(f"tokens{label}", "not yet" if part.rows is None else f"{part.rows:,} rows")
     steps = ", ".join(map(str, found.checkpoints))
     rows.add_row("warm-up", f"{'finished' if found.warmed_up else 'not finished'}; checkpoints at steps {steps or '–'}")
+    if found.directions:
+        again = ": delete the file, and start the run again" if found.directions == "damaged" else ""
+        rows.add_row("directions", f"{found.directions}{again}")
     for part in found.parts:
         label = "" if len(found.parts) == 1 else f" {part.name}"
         rows.add_row(f"gradients{label}", _progress(part))
