@@ -9,7 +9,11 @@ result = run.select(Tagcos(clusters=100), budget=0.05, out="subset.jsonl")
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
+
+# peft imports bitsandbytes wherever it is installed, and that says at each start which kernel it goes without
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from pursuit.errors import PursuitError

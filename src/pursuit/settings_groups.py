@@ -26,7 +26,7 @@ class LoraSettings(Group):
 
     rank: int = Field(Lora.rank, ge=1, description="Rank r of the adapter.")
     alpha: int = Field(Lora.alpha, ge=1, description="The update is scaled by alpha / rank.")
-    dropout: float = Field(Lora.dropout, ge=0, lt=1, description="Dropout on the adapter's input in the warm-up.")
+    dropout: float = Field(Lora.dropout, ge=0, lt=1, description="Dropout on the adapter's input, while it is trained.")
     targets: list[str] | None = Field(None, description="Layers to adapt; the attention projections if not given.")
 
 
