@@ -5,7 +5,7 @@
 The share of padding among all tokens, and how full a batch is on average, by the budget of padded tokens (1,024, 2,048,
 8,192, 16,384 and 65,536); and the time to cut the batches. "random": rows in order, as many as fit a budget on average,
 as a data loader makes them. "filled": sorted by length within 512 rows, every batch filled to its budget. "planned": as
-`plan_batches` cuts them, within shards of so many rows (extraction takes 2,048 to 8,192, by the pool's rows). Nothing is
+`plan_batches` cuts them, within shards of so many rows (extraction takes 2,048 to 8,192, by the pool). Nothing is
 run through a model.
 """
 
