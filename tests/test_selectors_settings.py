@@ -148,3 +148,9 @@ def test_gtp_compares_no_more_rows_than_its_memory_holds():
         found = Gtp(memory_bytes=bytes_).select(features, 800).diagnostics
         assert any("are not fitted for comparison" in text for text in found["not_compared"]) is told
         assert ("the same number of most similar rows" in found["residuals"]) is not told
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_at_once(device):
+    with pytest.raises(SettingsError, match=rf"device.*'{device}' cannot be used here"):
+        method("tagcos", device=device)

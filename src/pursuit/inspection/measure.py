@@ -70,14 +70,14 @@ def measure(
 
 @contextmanager
 def as_extracted(model: nn.Module) -> Iterator[None]:
-    """The weights in the type in which extraction computes; those that are trained are given theirs back."""
-    kinds = [(parameter, parameter.dtype) for parameter in trainable_parameters(model).values()]
+    """The weights in the type in which extraction computes; those that are trained are as before afterwards."""
+    before = [(parameter, parameter.data) for parameter in trainable_parameters(model).values()]
     to_one_dtype(model)
     try:
         yield
     finally:
-        for parameter, kind in kinds:
-            parameter.data = parameter.data.to(kind)
+        for parameter, weights in before:
+            parameter.data = weights
 
 
 def _time_features(

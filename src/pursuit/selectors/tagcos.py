@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pursuit.progress import progress
 from pursuit.selectors.base import Selector
@@ -61,6 +61,19 @@ class Tagcos(Selector):
         "cpu", description="where a pursuit multiplies the rows of its cluster, cuda for a GPU; those that are too "
         "many for memory_bytes are read and multiplied by the CPU",
     )  # fmt: skip
+
+    @field_validator("device")
+    @classmethod
+    def _is_there(cls, value: str) -> str:
+        """Found out before k-means, not after it."""
+        if value != "cpu":
+            import torch  # reading settings need not wait for it
+
+            try:
+                torch.empty(0, device=value)
+            except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+                raise ValueError(f"{value!r} cannot be used here ({str(error).splitlines()[0]}); take cpu") from error
+        return value
 
     @classmethod
     def as_published(cls, **settings: Any) -> Tagcos:
