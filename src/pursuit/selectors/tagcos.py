@@ -72,7 +72,7 @@ class Tagcos(Selector):
             try:
                 torch.empty(0, device=value)
             except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-                raise ValueError(f"{value!r} cannot be used here ({str(error).splitlines()[0]}); take cpu") from error
+                raise ValueError(f"not there ({str(error).splitlines()[0]}); take cpu") from error
         return value
 
     @classmethod
