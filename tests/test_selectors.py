@@ -67,7 +67,22 @@ def test_tagcos_is_its_plain_transcription():
         mine = selection.clusters == cluster
         in_order = np.argsort(selection.columns["step"][mine])
         assert selection.indices[mine][in_order].tolist() == members[chosen].tolist()
-        np.testing.assert_allclose(selection.weights[mine][in_order], weights, rtol=1e-4, atol=1e-6)
+        scaled = np.array(weights) * len(members) / sum(weights)  # a cluster counts as much as it does in the pool
+        np.testing.assert_allclose(selection.weights[mine][in_order], scaled, rtol=1e-4, atol=1e-6)
+
+
+def test_a_weighted_tagcos_subset_stands_for_the_pool():
+    """Its weighted sum is nearer to the pool's mean than rows of small clusters, which are few, would let it be."""
+    features, labels = planted_features()
+    rare = np.concatenate([np.flatnonzero(labels == 0)[:20], np.flatnonzero(labels != 0)])
+    features = Features.from_array(np.stack([features.checkpoint(t)[rare] for t in range(3)], axis=1))
+    selection = Tagcos(clusters=6).select(features, 60)
+    sizes = [cluster["size"] for cluster in selection.diagnostics["clusters"]]
+    np.testing.assert_allclose(np.bincount(selection.clusters, selection.weights), sizes)
+    mean = features.average()[:].mean(axis=0)
+    chosen = features.average()[selection.indices]
+    goal, weighted, plain = (v / np.linalg.norm(v) for v in (mean, selection.weights @ chosen, chosen.mean(axis=0)))
+    assert np.linalg.norm(weighted - goal) < 1.3 * np.linalg.norm(plain - goal)
 
 
 def test_tagcos_covers_every_planted_group_in_proportion_and_so_does_the_beginning_of_its_order():

@@ -17,6 +17,7 @@ from pursuit.selectors.quotas import Quotas, check_quotas, interleaved, quota_sh
 from pursuit.selectors.raw_rows import with_raw_rows
 from pursuit.selectors.selection import Selection
 from pursuit.selectors.stacked import Trajectory, stacked
+from pursuit.solvers.apportion import summing_to
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, RowMatrix, RowView, gathered_dots
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Following(Selector):
 
     With several target sets (sources of the target's rows) each one's mean is followed with its share of the budget
     [ours]: in the order in which the sets are named, each by a pursuit of its own over the rows that the sets before it
-    left. The subspaces are the same for all.
+    left, whose weights are scaled to add up to that share. The subspaces are the same for all.
     """
 
     in_domain: bool = Field(False, description="follow the pool's mean also where there is a target")
@@ -137,6 +138,9 @@ class Following(Selector):
         columns["score"] = np.concatenate(scores)
         indices, weights = (np.concatenate([getattr(f, name) for f in pursued]) for name in ("indices", "weights"))
         if goals.names:
+            weights = np.concatenate(
+                [summing_to(f.weights, share) for f, share in zip(pursued, goals.shares, strict=True)]
+            )
             columns["target"] = np.repeat(np.arange(len(goals.names)), goals.shares)
             order = interleaved(goals.shares)
             indices, weights = indices[order], weights[order]

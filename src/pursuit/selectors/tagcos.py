@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from pursuit.progress import progress
 from pursuit.selectors.base import Selector
 from pursuit.selectors.selection import Selection
-from pursuit.solvers.apportion import floor_shares, largest_remainder
+from pursuit.solvers.apportion import floor_shares, largest_remainder, summing_to
 from pursuit.solvers.clusters import kmeans
 from pursuit.solvers.matching_pursuit import PursuitResult, matching_pursuit
 from pursuit.solvers.rows import DEFAULT_MEMORY_BYTES, Matrix, RowMatrix, RowView, gathered_dots, on_device
@@ -39,7 +39,8 @@ class Tagcos(Selector):
     that the beginning of the order covers all clusters in proportion.
 
     Columns of the selection: `cluster`, `step` (place among the choices of its cluster), `score` (inner product of the
-    feature with its cluster's centre).
+    feature with its cluster's centre). The weights of a cluster's rows are those of its pursuit, scaled to add up to
+    the number of its rows [ours], so that the weighted subset stands for the pool.
     """
 
     name: ClassVar[str] = "tagcos"
@@ -70,8 +71,8 @@ class Tagcos(Selector):
             import torch  # reading settings need not wait for it
 
             try:
-                torch.empty(0, device=value)
-            except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+                torch.empty(0, dtype=torch.float64, device=value)  # what float32 leaves open is told in float64
+            except (RuntimeError, AssertionError, TypeError) as error:  # torch asserts that it was built for CUDA
                 raise ValueError(f"not there ({str(error).splitlines()[0]}); take cpu") from error
         return value
 
@@ -137,7 +138,9 @@ class Tagcos(Selector):
         pursuits: dict[int, tuple[np.ndarray, PursuitResult]], warned: list[str],
     ) -> Selection:  # fmt: skip
         indices = np.concatenate([rows for rows, _ in pursuits.values()])
-        weights = np.concatenate([result.weights for _, result in pursuits.values()])
+        weights = np.concatenate(
+            [summing_to(result.weights, sizes[number]) for number, (_, result) in pursuits.items()]
+        )
         steps = np.concatenate([np.arange(len(rows)) for rows, _ in pursuits.values()])
         lengths = [len(rows) for rows, _ in pursuits.values()]
         cluster = np.repeat(np.array(list(pursuits), dtype=np.int64), lengths)

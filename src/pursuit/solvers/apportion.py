@@ -40,3 +40,10 @@ def _shares(sizes: ArrayLike, total: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{total} cannot be shared out among parts of {whole} in all")
     products = counts * int(total)  # fits int64 up to three thousand million rows
     return products // max(whole, 1), products % max(whole, 1)
+
+
+def summing_to(weights: ArrayLike, total: float) -> np.ndarray:
+    """(k,) non-negative weights scaled to the sum `total`; alike where all are zero."""
+    given = np.asarray(weights, dtype=np.float64)
+    whole = given.sum()
+    return given * (total / whole) if whole > 0 else np.full(len(given), total / max(1, len(given)))
