@@ -79,13 +79,19 @@ def test_the_page_shows_what_the_runs_say(compared):
     assert pq.read_table(compared.table).num_rows == len(rows)
 
 
+def test_the_selections_of_the_run_itself_are_left_alone(begun, compared):
+    """A name's beginning would fit more of them after a comparison than before."""
+    run, _ = begun
+    assert not run.folder.selections.exists()
+
+
 def test_what_stands_is_not_done_again_and_a_lost_cell_is(begun, compared, monkeypatch):
     run, folder = begun
     trained, chosen = [], []
     import pursuit.compare.work as module
 
-    select = run.select
-    monkeypatch.setattr(run, "select", lambda *a, **k: chosen.append(a[0].name) or select(*a, **k))
+    choose = run.choose
+    monkeypatch.setattr(run, "choose", lambda *a, **k: chosen.append(a[0].name) or choose(*a, **k))
 
     original = module.finetune
     monkeypatch.setattr(module, "finetune", lambda *a, **k: trained.append(a[2].parent.name) or original(*a, **k))

@@ -49,11 +49,10 @@ def _choice(run: Run, text: str, budget: str | int | float, seed: int, folder: P
         with suppress(StoreError):  # one that is damaged is made again
             return Selection.load(folder), read_json(folder / MADE)["selection_seconds"]
     name, parameters = parse_method(text)
-    result = run.select(method(name, **parameters), budget, seed=seed)
-    seconds = result.cost.get("selection_seconds")
-    result.selection.save(folder)
+    selection, seconds = run.choose(method(name, **parameters), budget, seed=seed)
+    selection.save(folder)
     write_record(folder / MADE, {"method": text, "budget": budget, "seed": seed, "selection_seconds": seconds})
-    return result.selection, seconds
+    return selection, seconds
 
 
 def _basis(run: Run) -> list[Any]:

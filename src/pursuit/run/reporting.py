@@ -61,16 +61,33 @@ class Choice:
             raise StoreError(f"{folder / CHOICE}: is not what was written there ({error}). Select again.") from error
 
 
-def publish_choice(
-    stages: Stages, choice: Choice, selector: Selector, selection: Selection, features: Features,
-    target: Features | None, keep: np.ndarray, notes: list[str], out: Path | None,
-) -> Result:  # fmt: skip
+@dataclass(frozen=True)
+class Chosen:
+    """A selection with what it was made from.
+
+    Attributes:
+        target: features of the target's rows, where the method looked at them.
+        keep: (N,) bool, the rows that were not left out beforehand.
+        notes: what there was to say about those.
+    """
+
+    choice: Choice
+    selection: Selection
+    features: Features
+    target: Features | None
+    keep: np.ndarray
+    notes: list[str]
+
+
+def publish_choice(stages: Stages, selector: Selector, made: Chosen, out: Path | None) -> Result:
     """Keep a selection in the run, and write subset, table and report."""
+    choice, selection = made.choice, made.selection
     folder = stages.folder.selections / choice.name(selection)
     subset = out or folder / "subset.jsonl"
     selection.save(folder)
     result = publish(
-        selection, features, stages.pool, subset, **_about(stages, choice, selector, selection, target, keep, notes)
+        selection, made.features, stages.pool, subset,
+        **_about(stages, choice, selector, selection, made.target, made.keep, made.notes),
     )  # fmt: skip
     write_record(folder / CHOICE, {**asdict(choice), "subset": str(subset.absolute())})
     return result

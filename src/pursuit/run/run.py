@@ -9,37 +9,32 @@ Every stage is skipped when its result already stands in the folder, and goes on
 from __future__ import annotations
 
 import glob
-import time
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from pursuit.batches import usual_batch_tokens
 from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
-from pursuit.errors import RunError, SelectionError, SettingsError
+from pursuit.errors import RunError
 from pursuit.export.subset import Result, refuse_shared_table, written
 from pursuit.files import refuse_overwriting
 from pursuit.models.loading import find_device, settled_dtype
 from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.pool.sources import split_name
-from pursuit.progress import say
+from pursuit.run.choosing import Wish, checked_selector, choose
 from pursuit.run.folder import RunFolder
 from pursuit.run.jobs import OnDevices
-from pursuit.run.narrowing import kept_rows, narrowed, widened
-from pursuit.run.reporting import Choice, publish_choice, report_again
+from pursuit.run.reporting import Choice, Chosen, publish_choice, report_again
 from pursuit.run.saved import find_selection
 from pursuit.run.stages import Fill, Stages
 from pursuit.run.tokens import Rows
 from pursuit.run.workers import fill_on
-from pursuit.selectors import Selector, check_budget, method, parse_budget
+from pursuit.selectors import Selection, Selector
 from pursuit.settings import Settings
 from pursuit.store.features import Features
 from pursuit.warmup.trajectory import Trajectory
@@ -172,49 +167,37 @@ class Run:
             SettingsError: an unknown method or parameter, or a budget that makes no sense.
             SelectionError: the method needs a target and there is none.
         """
-        chosen = method(selector, **parameters) if isinstance(selector, str) else selector
-        if not isinstance(chosen, Selector):
-            raise SettingsError(f"{chosen!r} is no selector: give a method's name, or such as Tagcos(clusters=50).")
-        if parameters and not isinstance(selector, str):
-            raise SettingsError(f"give {', '.join(parameters)} to {type(selector).__name__}(…) itself.")
-        if chosen.needs_target and not self.settings.target:
-            raise SelectionError(f"{chosen.name} needs a target: files with examples to be good at (--target FILE).")
-        check_budget(budget)
+        chosen = checked_selector(selector, budget, parameters, self.settings)
         subset = None if out is None else check_subset_path(out)
         if subset is not None:
             refuse_overwriting(written(subset), self.stages.inputs())
             refuse_shared_table(subset)
             check_table(self.stages.pool, subset, drop_sources)
-        seed = self.settings.seed if seed is None else seed
         with self.folder.locked():
-            target_rows = self._target_rows(chosen)
-            encoded = self.stages.encode()
-            keep, notes = kept_rows(encoded.rows, target_rows, drop_sources=drop_sources, drop_leaks=drop_leaks)
-            for note in notes:
-                warnings.warn(note, stacklevel=2)
-            count = parse_budget(budget, int(keep.sum()))
-            features, target = self.stages.features_for(chosen)
-            started = time.monotonic()
-            rows = narrowed(features, keep)
-            rows = rows.on(self.engine) if self.settings.engine != "local" and chosen.needs_features else rows
-            selection = widened(chosen.select(rows, count, target=target, seed=seed), keep)
-            choice = Choice(
-                selection.method, dict(selection.parameters), count, seed, list(drop_sources), drop_leaks,
-                time.monotonic() - started, list(self.settings.target),
-            )  # fmt: skip
-            return publish_choice(self.stages, choice, chosen, selection, features, target, keep, notes, subset)
+            made = self._choose(chosen, budget, seed, drop_sources, drop_leaks)
+            return publish_choice(self.stages, chosen, made, subset)
 
-    def _target_rows(self, selector: Selector) -> pa.Table | None:
-        """What is known of the target's rows, after a check that the method's settings fit them."""
-        if not self.settings.target:
-            selector.check_target_sets([])
-            return None
-        rows = self.stages.encode_target()[0].rows
-        selector.check_target_sets([str(name) for name in pc.unique(rows["source"]).to_pylist()])
-        if selector.uses_target and not self._target_given:
-            files = ", ".join(self.settings.target)
-            say(f"towards the target that the run began with ({files}); --param in_domain=true follows the pool")
-        return rows
+    def choose(
+        self, selector: Selector | str = "tagcos", budget: str | int | float = "5%", *, seed: int | None = None,
+        **parameters: Any,
+    ) -> tuple[Selection, float]:  # fmt: skip
+        """As `select`, but the selection is not kept in the run, and no file is written of it.
+
+        Returns:
+            The selection, and the seconds that it took beside those of the stages before it.
+        """
+        chosen = checked_selector(selector, budget, parameters, self.settings)
+        with self.folder.locked():
+            made = self._choose(chosen, budget, seed)
+        return made.selection, made.choice.seconds
+
+    def _choose(
+        self, selector: Selector, budget: str | int | float, seed: int | None, drop_sources: Sequence[str] = (),
+        drop_leaks: bool = False,
+    ) -> Chosen:  # fmt: skip
+        seed = self.settings.seed if seed is None else seed
+        wish = Wish(selector, budget, seed, drop_sources, drop_leaks, target_named=self._target_given)
+        return choose(self.stages, None if self.settings.engine == "local" else self.engine, wish)
 
     def report(
         self, selection: str | Path | None = None, *, agreement: bool = False, price_per_hour: float | None = None,

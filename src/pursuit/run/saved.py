@@ -16,7 +16,8 @@ def find_selection(selections: Path, name: str | Path | None) -> Path:
             if (folder / "selection.json").is_file():
                 return folder
     made = sorted(path.parent.name for path in selections.glob("*/selection.json"))
-    fitting = [other for other in made if name is None or other.startswith(f"{name}-")]
+    parts = [other for other in made if name is None or other.startswith(f"{name}-")]
+    fitting = parts or [other for other in made if other.startswith(str(name))]
     if len(fitting) == 1:
         return selections / fitting[0]
     shown = [f"{other} ({described(selections / other)})" for other in fitting or made]
