@@ -203,6 +203,15 @@ def test_a_shallower_exit_goes_through_the_same_norm_and_head() -> None:
     assert len(model.model.layers) == 2
 
 
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"lora_bias": True}])
+def test_adapters_on_the_head_that_are_not_a_product_are_refused(more: dict[str, bool]) -> None:
+    """Fresh ones change no logits, so that a comparison would find nothing until they are trained."""
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], **more)
+    model = get_peft_model(tiny_model("llama", tie_word_embeddings=False), config)
+    with pytest.raises(ModelError, match="Use a plain LoRA there"):
+        find_head(model)
+
+
 def test_scores_in_bfloat16_are_near() -> None:
     model, batch = tiny_model("llama"), make_batch()
     exact = scores_of(model, batch)

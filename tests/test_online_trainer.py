@@ -11,9 +11,30 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from online_trainers import MODELS, Recording, Watched, same_weights, train
+from online_trainers import MODELS, Recording, Watched, rows, same_weights, train
 from pursuit.online import FullBatch, InfoBatch, OptBatch, RandomBatch, take
-from tiny import tiny_model
+from tiny import CONFIGS, tiny_model
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_infobatch_is_told_the_losses_of_training_in_every_architecture(tmp_path: Path, kind: str) -> None:
+    """By what reaches the head: some models do not call what transformers takes for the layers below it."""
+    told: list[tuple[Any, torch.Tensor]] = []
+
+    class Told(InfoBatch):
+        def remember(self, ids: Any, losses: Any) -> None:
+            told.append((ids, losses.detach().cpu()))
+            super().remember(ids, losses)
+
+    none = {"gpt2": {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}, "opt": {"dropout": 0.0}}  # dropout
+    model, data = tiny_model(kind, **none.get(kind, {})), rows(8)
+    train(tmp_path, Told(prune=0.5, anneal=0), model, data=data, max_steps=2, learning_rate=0.0)
+    model.eval()
+    assert len(told) == 2
+    for ids, losses in told:
+        for place, loss in zip(ids.tolist(), losses.tolist(), strict=True):
+            one = {name: torch.tensor([data[place][name]]) for name in ("input_ids", "labels")}
+            assert loss == pytest.approx(float(model(**one).loss.detach()), rel=1e-4)
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "bf16": True}], ids=["plain", "bf16"])

@@ -154,6 +154,11 @@ def _adapters(module: Any) -> Iterator[tuple[Tensor, Tensor, float]]:
         return
     for name in module.active_adapters:
         if name in module.lora_A:
+            if name in getattr(module, "lora_variant", {}) or getattr(module.lora_B[name], "bias", None) is not None:
+                raise ModelError(
+                    "the adapter on the lm_head is more than a product of two matrices (DoRA, a bias, or another "
+                    "variant of LoRA), so its logits cannot be made from its rows. Use a plain LoRA there, or none."
+                )
             yield module.lora_B[name].weight, module.lora_A[name].weight, float(module.scaling[name])
 
 

@@ -19,13 +19,13 @@ from pursuit.batches import IGNORED
 from pursuit.errors import SelectionError, SettingsError
 from pursuit.online.base import BatchSelector
 from pursuit.online.batch import take
-from pursuit.online.head import find_head, language_model
+from pursuit.online.head import Head, check_head, find_head, head_module, language_model
 from pursuit.online.infobatch import InfoBatch
 from pursuit.online.numbered import NumberedRows, NumberingCollator
 from pursuit.online.registry import batch_selection as make_selector
 from pursuit.online.registry import load_state, save_state
 from pursuit.online.row_norms import score
-from pursuit.online.scoring import EXAMPLE_IDS, labelled
+from pursuit.online.scoring import EXAMPLE_IDS, labelled, undisturbed
 from pursuit.progress import say
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class BatchSelectionMixin(_Trainer):
         self.batch_selection = batch_selection
         self._figures: dict[str, list[float]] = defaultdict(list)
         self._scoring_flops = 0.0
+        self._head_checked = False
         super().__init__(*args, **kwargs)
         if batch_selection is not None:
             _refuse_packing(self.args)
@@ -148,9 +149,19 @@ class BatchSelectionMixin(_Trainer):
                 total = total + super().training_step(model, dict(part), items)
             with self.accelerator.autocast():
                 tokens = labelled(seen[0], self._prepare_inputs(part)["labels"])
-                losses = score(find_head(model), tokens, selector.chunk).examples
+                losses = score(self._checked_head(part["input_ids"]), tokens, selector.chunk).examples
             selector.remember(ids[rows.to(ids.device)], losses)
         return total
+
+    def _checked_head(self, ids: Tensor) -> Head:
+        """The model's head; the first time compared with what the model makes of a few tokens."""
+        model = self._plain_model()
+        head = find_head(model)
+        if not self._head_checked:
+            with undisturbed(model):
+                check_head(model, head, ids[0].to(head.weight.device))
+            self._head_checked = True
+        return head
 
     def get_train_dataloader(self) -> DataLoader:
         """The trainer's own, with row numbers beside the examples where the selector remembers them."""
@@ -243,14 +254,26 @@ def _refuse_packing(args: Any) -> None:
 
 @contextlib.contextmanager
 def _hidden_states(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what the layers below the head return, without graph."""
+    """Collects what the head is given, without graph; where a trainer makes its loss without a call of the head, what
+    the layers below it return. To be read afterwards.
+    """
     seen: list[Tensor] = []
+    below: list[Tensor] = []
 
-    def collect(module: nn.Module, arguments: Any, output: Any) -> None:
-        seen.append((output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]).detach())
+    def given(module: nn.Module, arguments: Any) -> None:
+        seen.append(arguments[0].detach())
 
-    hook = language_model(model).base_model.register_forward_hook(collect)
+    def returned(module: nn.Module, arguments: Any, output: Any) -> None:
+        below.append((output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]).detach())
+
+    hooks = (
+        head_module(model).register_forward_pre_hook(given),
+        language_model(model).base_model.register_forward_hook(returned),
+    )
     try:
         yield seen
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+        if not seen:
+            seen += below
