@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason='engine ray needs one more package: pip install "pursuit[ray]"')
+from pursuit.engine.ray_engine import most_threads
 
 SHARED_GPUS = """
 import ray
@@ -21,6 +22,23 @@ while len(engine.processes()) < {workers}:
     assert list(engine.map(square, range(9))) == [n * n for n in range(9)]
 print("left", ray.available_resources().get("GPU", 0))
 """
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "sharing", "most", "found"),
+    [
+        ([(8, 0)], 2, 0, 8, 4),
+        ([(8, 0)], 3, 0, 4, 2),
+        ([(3, 0), (3, 0)], 3, 0, 2, 1),  # a worker has its threads on one machine
+        ([(3, 0), (3, 0)], 2, 0, 2, 2),
+        ([(64, 0), (16, 8)], 8, 1, 16, 2),  # the machine with the GPUs decides
+        ([(64, 0), (16, 8)], 16, 2, 16, 1),
+        ([(4, 1), (32, 1)], 2, 1, 8, 4),
+        ([(1, 0)], 5, 0, 4, 1),
+    ],
+)
+def test_threads_are_as_many_as_leave_room_for_every_worker(machines, workers, sharing, most, found):
+    assert most_threads(machines, workers, sharing, most) == found
 
 
 @pytest.mark.parametrize(("gpus", "workers", "left"), [(1, 3, 1e-4), (2, 3, 0.5)])

@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,15 +60,15 @@ class RayEngine:
             raise SettingsError(f"workers must be at least 1, not {workers}.")
         self.folder = folder
         self._started = _connect(address)
-        has = ray.cluster_resources()
-        gpus, processors = int(has.get("GPU", 0)) * (device != "cpu"), int(has.get("CPU", 1))
+        machines = [(int(has.get("CPU", 0)), int(has.get("GPU", 0)) * (device != "cpu")) for has in _machines()]
+        gpus = sum(machine[1] for machine in machines)
         if device.startswith("cuda") and not gpus:
             raise RunError(f"device {device!r}: this Ray cluster has no GPU. Leave it out, or say cpu.")
         here = _threads()
-        self.workers = workers or gpus or max(1, processors // here)
-        self.threads = max(1, min(here, processors // self.workers))
-        environment = {"env_vars": _variables(self.threads)}
+        self.workers = workers or gpus or max(1, sum(processors // here for processors, _ in machines))
         sharing = -(-self.workers // gpus) if gpus else 0  # workers a GPU
+        self.threads = most_threads(machines, self.workers, sharing, here)
+        environment = {"env_vars": _variables(self.threads)}
         part = math.floor(1e4 / sharing) / 1e4 if sharing else 0  # Ray counts ten-thousandths
         options = {"num_cpus": self.threads, "num_gpus": part, "runtime_env": environment}
         self._pool = Pool(self.workers, options)
@@ -198,6 +198,25 @@ def _knock(address: str | None) -> None:
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _machines() -> list[dict[str, float]]:
+    """What each living machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def most_threads(machines: Sequence[tuple[int, int]], workers: int, sharing: int, most: int) -> int:
+    """The largest number of threads, up to `most`, of which so many workers find room.
+
+    Args:
+        machines: (processors, GPUs) of each.
+        sharing: workers a GPU; 0 where they take none.
+    """
+    for threads in range(most, 1, -1):
+        room = (min(has // threads, gpus * sharing) if sharing else has // threads for has, gpus in machines)
+        if sum(room) >= workers:
+            return threads
+    return 1
 
 
 def _threads() -> int:
