@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -102,9 +103,22 @@ def test_a_process_a_device_makes_the_same_store(place, alone, tmp_path):  # noq
 
 
 def test_a_device_that_fails_is_named_with_its_reason(place, tmp_path):  # noqa: F811
-    run = new_run(place, tmp_path / "run", devices=["cpu", "nonsense"])
+    new_run(place, tmp_path / "run").warmup()
+    run = Run(tmp_path / "run", devices=["cpu", "nonsense"])
     with pytest.raises(RunError, match=r"nonsense: .*nonsense"):
         run.extract()
+
+
+def test_the_processes_use_the_settings_of_this_command(place, alone, tmp_path):  # noqa: F811
+    """Also those that the run does not keep: one row at a time gives other bits by rounding."""
+    new_run(place, tmp_path / "run").warmup()
+    run = Run(tmp_path / "run", devices="cpu,cpu", features={"batch_tokens": 1})
+    run.extract()
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["features"]["batch_tokens"] != 1
+    settings = {**SMALL, "features": {**SMALL["features"], "batch_tokens": 1}}
+    one = Run(tmp_path / "one", model=place / "model", pool=place / "pool.jsonl", **settings)
+    one.extract()
+    assert shards(run.folder.features) == shards(one.folder.features) != alone
 
 
 def test_killed_jobs_go_on_to_the_same_store(place, alone, tmp_path):  # noqa: F811

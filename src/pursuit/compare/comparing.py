@@ -29,6 +29,7 @@ from pursuit.pool import Pool
 from pursuit.progress import progress
 from pursuit.report.comparison import CompareData, write_comparison
 from pursuit.run.run import Run
+from pursuit.run.workers import for_workers
 from pursuit.selectors import Selection, check_budget, method
 from pursuit.settings import Settings
 from pursuit.training.plan import steps_in_epoch
@@ -79,6 +80,9 @@ def compare(
     made = choices(run, comparison, out)
     steps = _equal_steps(comparison, [len(chosen) for chosen, _ in made.values()])
     todo = [(cell, _job(cell, run, comparison, trained, made, steps, out)) for cell in cells(comparison)]
+    if engine is not LOCAL:
+        todo = [(cell, replace(job, settings=for_workers(job.settings))) for cell, job in todo]
+    run.stages.given.forget_model()  # each cell loads its own
     results = []
     with progress("trainings", len(todo), "cells") as advance:
         for (cell, job), result in zip(todo, engine.map(carry_out, [job for _, job in todo]), strict=True):

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pursuit.batches import EncodedRows
 from pursuit.compare.plan import cell_folder
+from pursuit.devices import out_of_memory
 from pursuit.encoding import EncodedPool
 from pursuit.errors import PursuitError
 from pursuit.evaluate import EvalSet, evaluate, named_functions, read_eval_set
@@ -99,7 +100,13 @@ def carry_out(job: Job) -> dict[str, Any]:
         result = _carry_out(job)
     except PursuitError as error:
         return {"failed": str(error)}
+    except (RuntimeError, MemoryError) as error:  # a model that another process left no room for, for example
+        if not out_of_memory(error):
+            raise
+        return {"failed": f"out of memory ({str(error).splitlines()[0]})"}
     write_record(job.folder / RESULT, result)
+    if not job.keep_model:  # after its scores stand: a kill in between must not cost the training
+        shutil.rmtree(job.folder / "model", ignore_errors=True)
     return result
 
 
@@ -129,8 +136,6 @@ def _carry_out(job: Job) -> dict[str, Any]:
         metric: {family: found[metric].mean for family, found in scored.families.items() if metric in found}
         for metric in scored.macro
     }
-    if not job.keep_model:
-        shutil.rmtree(job.folder / "model", ignore_errors=True)
     return result
 
 

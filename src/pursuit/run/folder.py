@@ -140,7 +140,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # jobs that start together take the same
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}). Choose another folder.") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pursuit.devices import free_cached_memory
 from pursuit.encoding import Encoder
 from pursuit.errors import RunError
 from pursuit.models.configured import load_configured
@@ -62,8 +63,12 @@ class Given:
         return self._loaded() if self._settings.weights else self.model
 
     def forget_model(self) -> None:
-        """Load it anew when it is next needed: one that was trained is not where a warm-up begins."""
-        self.__dict__.pop("model", None)
+        """Load it anew when it is next needed: one that was trained is not where a warm-up begins, and others may want
+        its memory meanwhile.
+        """
+        for name in ("model", "base_model"):
+            self.__dict__.pop(name, None)
+        free_cached_memory()
 
     @property
     def model_name(self) -> str:

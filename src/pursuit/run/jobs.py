@@ -9,6 +9,7 @@ jobs there are, which of them die, or which are started twice.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -106,7 +107,8 @@ class OnDevices:
     def _start(self, device: str, share: Share) -> tuple[str, subprocess.Popen[bytes], Path]:
         log = self.run.path / "logs" / f"extract-{share.number}-of-{share.of}.log"
         log.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "pursuit.run.jobs", str(self.run.path), str(share), device]
+        settings = self.settings.model_copy(update={"device": device, "devices": []}).model_dump_json()
+        command = [sys.executable, "-m", "pursuit.run.jobs", str(self.run.path), str(share), settings]
         lock = self.run.lock_handle  # inherited, so that the folder stays locked if only this process dies
         with open(log, "wb") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=stream, pass_fds=[lock] if lock else [])
@@ -140,12 +142,13 @@ def _rows_done(folder: Path) -> int:
 
 
 def main() -> None:
-    """`python -m pursuit.run.jobs RUN SHARE DEVICE`: one process of `--devices`; whoever starts it holds the folder."""
-    folder, share, device = sys.argv[1:]
-    run = RunFolder(folder)
+    """`python -m pursuit.run.jobs RUN SHARE SETTINGS`: one process of `--devices`; whoever starts it holds the folder.
+
+    The settings are those of the command, as JSON: it may have changed some that the run does not keep.
+    """
+    folder, share, settings = sys.argv[1:]
     try:
-        settings = settings_from({**run.resolve({}).model_dump(), "device": device, "devices": []})
-        _extract_share(run, settings, Share.parse(share))
+        _extract_share(RunFolder(folder), settings_from(json.loads(settings)), Share.parse(share))
     except PursuitError as error:
         print(str(error).replace("\n", " "), file=sys.stderr)
         sys.exit(2)

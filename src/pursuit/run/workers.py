@@ -27,11 +27,11 @@ def fill_on(engine: Engine, run: RunFolder, settings: Settings) -> Fill:
     Its errors are those of `pursuit.gradients.extract.extract`, and a RunError when the workers do not stay alive.
     """
 
+    there = for_workers(settings.model_dump(mode="json"))
+
     def fill(encoded: EncodedPool, folder: Path, recipe: Recipe, provenance: Mapping[str, Any], describe: str) -> None:
         weights = [float(weight) for weight in Trajectory(run.warmup).weights()]
-        maker = ShardMaker(
-            _for_workers(settings), run.path.absolute(), encoded.folder.absolute(), folder.absolute(), recipe
-        )
+        maker = ShardMaker(there, run.path.absolute(), encoded.folder.absolute(), folder.absolute(), recipe)
         dimension = recipe.dimension
         if recipe.projection == "none":  # then the model alone knows
             dimension = next(iter(engine.map(maker.dimension, [0])))
@@ -45,11 +45,10 @@ def fill_on(engine: Engine, run: RunFolder, settings: Settings) -> Fill:
     return fill
 
 
-def _for_workers(settings: Settings) -> dict[str, Any]:
+def for_workers(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A worker sees one GPU, the one that it was given, whichever the number of that on its machine."""
-    values = settings.model_dump(mode="json")
-    device = "cuda" if settings.device.startswith("cuda") else settings.device
-    return {**values, "device": device, "devices": []}
+    device = "cuda" if settings["device"].startswith("cuda") else settings["device"]
+    return {**settings, "device": device, "devices": []}
 
 
 @dataclass
