@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from pursuit.batches import plan_batches
 from pursuit.errors import DataError, ModelError, StoreError
@@ -210,6 +211,24 @@ def test_a_bf16_model_with_float32_adapters(checkpoints, tmp_path):
         assert cosine.max() < 1.001
 
 
+def test_positions_stay_in_float32_in_a_bf16_model(checkpoints, tmp_path):
+    """As transformers loads it: parameters in bfloat16, the rotary frequencies in float32."""
+    lengths = [200, 180, 220]
+    plain = replace(EXACT, preconditioner="sgd")
+    exact = features_of(run(with_lora("llama"), checkpoints, tmp_path / "fp32", plain, Rows(lengths)))
+    model = with_lora("llama")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16 if not parameter.requires_grad else torch.float32)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    found = features_of(run(model, checkpoints, tmp_path / "bf16", plain, Rows(lengths)))
+    assert any("inv_freq" in name for name in buffers)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+        assert buffer.dtype == buffers[name].dtype
+    cosine = (found.checkpoint(1)[:] * exact.checkpoint(1)[:]).sum(axis=1)
+    assert cosine.min() > 0.99
+
+
 def test_a_row_that_is_not_finite_is_named(model, checkpoints, tmp_path):
     class Broken(TwoCheckpoints):
         def load_into(self, model, number):
@@ -246,6 +265,17 @@ def test_weights_used_behind_the_hooks_are_noticed(tmp_path, projection):
     attention.q_proj.layer.weight.requires_grad_(True)
     with pytest.raises(ModelError, match=r"differ from this model's own by \d"):
         run(model, TwoCheckpoints(model), tmp_path, replace(EXACT, projection=projection, preconditioner="sgd"))
+
+
+def test_trained_weights_that_no_hook_reaches_are_named(tmp_path):
+    """peft trains some rows of the input embeddings beside the adapters; a tenth of the gradient would be zero."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], trainable_token_indices=[5, 6, 7])
+    model = get_peft_model(tiny_model("llama"), config)
+    rows = Rows(LENGTHS)
+    for ids, _ in rows.examples:
+        ids[1] = 5
+    with pytest.raises(ModelError, match=r"trainable_tokens_delta: .*hooks do not see"):
+        module.check_gradients(model, rows)
 
 
 @pytest.mark.parametrize(("lengths", "rows"), [

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig
 
-from pursuit.errors import ModelError
+from pursuit.errors import DataError, ModelError
 from pursuit.gradients import example_gradients, trainable_parameters
 from tiny import CONFIGS, VOCABULARY, tiny_model
 
@@ -168,3 +169,56 @@ def test_no_trainable_parameter_is_an_error():
     model = tiny_model("llama").requires_grad_(False)
     with pytest.raises(ModelError, match="LoRA"):
         example_gradients(model, batch_of(random_examples([4])))
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("llama", LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])),
+        ("llama", LoraConfig(r=4, target_modules=[], target_parameters=["self_attn.q_proj.weight"])),
+        ("llama", LoHaConfig(r=4, target_modules=["q_proj"])),
+    ],
+)
+def test_weights_that_hooks_do_not_see_are_refused_instead_of_zero(kind, config):
+    """The loss depends on them, but not through a module of their own."""
+    model = get_peft_model(tiny_model(kind), config)
+    with pytest.raises(ModelError, match="hooks do not see"):
+        example_gradients(model, batch_of(random_examples([6, 9])))
+
+
+def test_experts_in_one_tensor_are_named_and_their_attention_goes():
+    special = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = MixtralConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=256,
+        **special,
+    )
+    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    rows = random_examples([6, 9])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("experts" in name)
+    with pytest.raises(ModelError, match=r"experts.*[Ll]eave these weights out"):
+        example_gradients(model, batch_of(rows))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("q_proj" in name)
+    assert relative_error(example_gradients(model, batch_of(rows)), one_at_a_time(model, rows)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ({"labels": None}, "needs labels.*missing"), ({"attention_mask": None}, "needs attention_mask"),
+        ({"input_ids": [[1, 2]]}, "input_ids.*list"), ({"labels": torch.ones(2, 3)}, "one shape"),
+        ({"input_ids": torch.ones(3)}, "needs input_ids"),
+    ],
+)  # fmt: skip
+def test_a_batch_of_another_kind_is_told_what_is_wrong(harm, said):
+    batch = {name: value for name, value in {**batch_of(random_examples([6, 9])), **harm}.items() if value is not None}
+    with pytest.raises(DataError, match=said):
+        example_gradients(with_lora("llama"), batch)

@@ -15,8 +15,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pursuit.gradients.extract import as_extracted
 from pursuit.inspection import autotune, inspect
-from pursuit.inspection.measure import as_extracted, fitted, spread, time_batches
+from pursuit.inspection.measure import fitted, spread, time_batches
 from pursuit.inspection.memory import estimated_peak, peak_memory, reset_peak, used_memory
 from pursuit.inspection.pools import choose_examples
 from pursuit.inspection.predict import at_rates, batch_sizes, padded_tokens, planned_batches, predict_memory

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pursuit.errors import ModelError
+from pursuit.models import loading
 from pursuit.models.loading import (
     Lora,
     checkpoint_dtype,
@@ -310,9 +311,13 @@ def test_a_fingerprint_is_of_the_contents_wherever_they_lie(folder: Path, tmp_pa
     assert differing == {"model.safetensors"}
 
 
-def test_the_data_type_that_a_checkpoint_names(tmp_path: Path) -> None:
-    for name in ("bfloat16", "float32"):
+def test_the_data_type_that_a_checkpoint_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bfloat16", "float16", "float32"):
         tiny_model("llama").to(getattr(torch, name)).save_pretrained(tmp_path / name)
         assert checkpoint_dtype(tmp_path / name) == name
     assert settled_dtype(tmp_path / "bfloat16", "auto", "cpu") == "float32"
     assert settled_dtype(tmp_path / "bfloat16", "float16", "cpu") == "float16"
+    monkeypatch.setattr(loading, "find_device", lambda name: torch.device("cuda"))  # as on a GPU
+    assert settled_dtype(tmp_path / "bfloat16", "auto", "cuda") == "bfloat16"
+    assert settled_dtype(tmp_path / "float16", "auto", "cuda") == "bfloat16"  # its gradients would be zero where small
+    assert settled_dtype(tmp_path / "float32", "auto", "cuda") == "float32"

@@ -17,7 +17,7 @@ import pytest
 
 from pursuit import Run, Tagcos
 from pursuit.cli import main
-from pursuit.errors import RunError, SelectionError, SettingsError
+from pursuit.errors import ModelError, RunError, SelectionError, SettingsError
 from tiny import tiny_model, tiny_tokenizer
 
 WORDS = "the capital of france is paris rome italy answer question apple sea wind poem count letters good day".split()
@@ -113,6 +113,17 @@ def test_a_pool_that_changed_is_refused(place, tmp_path):
     write_rows(tmp_path / "pool.jsonl", 40, seed=6)
     with pytest.raises(Exception, match=r"pool was|changed"):
         Run(tmp_path / "run").warmup()
+
+
+def test_what_could_not_be_done_later_is_refused_before_the_warm_up(place, tmp_path):
+    for number, (more, said) in enumerate((
+        ({"lora": {"rank": 2, "targets": ["q_proj", "embed_tokens"]}}, "hooks do not see"),
+        ({"devices": ["cuda:98", "cuda:99"]}, "cuda:98"),
+    )):  # fmt: skip
+        run = Run(tmp_path / str(number), model=place / "model", pool=place / "pool.jsonl", **{**SMALL, **more})
+        with pytest.raises(ModelError, match=said):
+            run.extract()
+        assert not (run.folder.warmup / "warmup.json").exists()
 
 
 def test_mistakes_are_found_before_anything_heavy(place, tmp_path, monkeypatch):

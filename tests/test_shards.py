@@ -118,6 +118,40 @@ def test_out_of_memory_and_a_kill_together(model, checkpoints, tmp_path, monkeyp
     assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("kept_after_each_batch")
+def test_batches_are_the_same_after_a_kill_wherever_memory_ran_out(model, checkpoints, tmp_path, monkeypatch):  # noqa: F811
+    """Memory suffices for fewer and fewer tokens; every row is made in a batch of the same rows, kill or no kill."""
+    real = module.batch_features
+
+    def small_machine(made, calls):
+        left = [calls]
+
+        def compute(model, encoded, rows, *rest):
+            if len(rows) > 1 and len(rows) * int(encoded.lengths[rows].max()) > (40 if len(made) < 3 else 22):
+                raise RuntimeError("CUDA error: out of memory")
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            made.append(list(rows))
+            return real(model, encoded, rows, *rest)
+
+        return compute
+
+    recipe, whole = replace(ONE_SHARD, batch_tokens=100), []
+    monkeypatch.setattr(module, "batch_features", small_machine(whole, 1000))
+    run(model, checkpoints, tmp_path / "whole", recipe)
+    for calls in range(1, len(whole) // 2):
+        made = []
+        for most in (calls, 1000):
+            monkeypatch.setattr(module, "batch_features", small_machine(made, most))
+            try:
+                run(model, checkpoints, tmp_path / str(calls), recipe)
+            except Killed:
+                assert most == calls
+        assert made == whole
+        assert shard_bytes(tmp_path / str(calls)) == shard_bytes(tmp_path / "whole")
+
+
 @given(rows=st.integers(1, 10**8), dimension=st.integers(1, 10**6))
 def test_shards_are_long_where_the_pool_is(rows, dimension):
     size = Recipe(dimension=dimension).rows_a_shard(rows)

@@ -15,7 +15,7 @@ from pursuit.batches import IGNORED, collate, plan_batches
 from pursuit.errors import DataError, ModelError, StoreError
 from pursuit.models.loading import Lora, prepare_trainable, trainable_parameters
 from pursuit.warmup import Plan, WarmUp, warm_up
-from pursuit.warmup.trajectory import Trajectory
+from pursuit.warmup.trajectory import WEIGHTS, Trajectory
 from tiny import CONFIGS, tiny_model
 
 PLAIN = Lora(rank=4, alpha=16, dropout=0.0)
@@ -67,6 +67,24 @@ def test_a_bfloat16_model_trains_its_adapter_in_float32(tmp_path: Path) -> None:
     model = prepare_trainable(tiny_model("llama").to(torch.bfloat16), lora=PLAIN)
     trajectory = warm_up(model, Rows(20), tmp_path, short())
     assert {tensor.dtype for tensor in trajectory.moments(1).exp_avg.values()} == {torch.float32}
+
+
+def test_float16_without_a_scaled_loss_is_refused(tmp_path: Path) -> None:
+    model = prepare_trainable(tiny_model("llama").to(torch.float16), lora=PLAIN)
+    with pytest.raises(ModelError, match="--dtype bfloat16"):
+        warm_up(model, Rows(20), tmp_path, short())
+
+
+def test_small_steps_of_bfloat16_weights_are_not_lost(tmp_path: Path) -> None:
+    """A rate of 2e-5 is less than bfloat16 can tell of most weights: they are trained, and kept, in float32."""
+    model = prepare_trainable(tiny_model("llama").to(torch.bfloat16), weights=["*q_proj*"])
+    first = {name: p.detach().float().clone() for name, p in trainable_parameters(model).items()}
+    trajectory = warm_up(model, Rows(20), tmp_path, short(learning_rate=2e-5, checkpoint_steps=(4,)))
+    kept = trajectory.checkpoints[0].tensors(WEIGHTS)
+    for name, weights in first.items():
+        assert kept[name].dtype == trajectory.moments(0).exp_avg[name].dtype == torch.float32
+        assert (kept[name] != weights).float().mean() > 0.99
+    assert {p.dtype for p in trainable_parameters(model).values()} == {torch.bfloat16}  # afterwards as it was
 
 
 def test_named_weights_of_the_model_itself_can_be_warmed_up(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pursuit.devices import free_cached_memory, out_of_memory
 from pursuit.errors import ModelError
 
 Result = TypeVar("Result")
@@ -86,14 +87,16 @@ def where_it_fits(
         batch = pending.pop()
         try:
             made = work(batch)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise ModelError("memory does not suffice for one row; lower --max-length.") from error
             middle = len(batch) // 2
             pending += [batch[middle:], batch[:middle]]
             made = None
         if made is None:
-            torch.cuda.empty_cache()  # when the error, and what it holds, is gone
+            free_cached_memory()  # when the error, and what it holds, is gone
         else:
             yield batch, made
 

@@ -170,7 +170,7 @@ def _with_whole_prompts(model: nn.Module, options: Sequence[_Options]) -> NDArra
     device = next(model.parameters()).device
     losses, labelled = token_losses(model, collate(rows, range(len(rows)), device))
     spread = torch.zeros(labelled.shape, device=device).masked_scatter(labelled, losses)
-    return -spread.double().sum(dim=1).cpu().numpy()
+    return -spread.cpu().double().sum(dim=1).numpy()
 
 
 class _Rows:
@@ -214,7 +214,7 @@ def _with_shared_prompts(
     losses = F.cross_entropy(
         logits[:, :-1].float().transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
     )
-    return -losses.double().sum(dim=1).cpu().numpy()
+    return -losses.cpu().double().sum(dim=1).numpy()
 
 
 def _labels(tails: Sequence[tuple[int, Encoded]], length: int) -> Tensor:

@@ -25,7 +25,7 @@ def response_losses(model: nn.Module, data: EvalSet, batch_tokens: int) -> NDArr
     with torch.inference_mode(), progress("loss", len(data)) as advance:
         planned = plan_batches(range(len(data)), data.lengths, batch_tokens)
         for batch, found in where_it_fits(planned, lambda rows: example_losses(model, collate(data, rows, device))):
-            losses[batch] = found.double().cpu().numpy()
+            losses[batch] = found.cpu().double().numpy()
             advance(len(batch))
     if not np.isfinite(losses).all():
         broken = np.flatnonzero(~np.isfinite(losses))

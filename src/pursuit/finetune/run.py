@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ from pursuit.progress import say
 from pursuit.selectors.selection import Selection
 from pursuit.training.folder import RECOVERY, made_from_other, remove_recovery, rows_digest, weights_digest
 from pursuit.training.plan import BatchPlan, steps_in_epoch
+from pursuit.training.surroundings import in_float32
 from pursuit.training.trainer import Task, train
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def finetune(
     plan = _plan(recipe, used.indices)
     task = Task(NAME, rows, plan, recipe, recipe.optimizer, used.weights, autocast, batch_selection)
     reset_peak(device)
-    with _in_float32(model):
+    with in_float32(model):
         recorder = FineTuneRecorder(folder, task, recipe)
         if recorder.begun_at < plan.last_step:
             train(model, task, recorder)
@@ -223,20 +223,6 @@ def _autocast(model: nn.Module, recipe: FineTune) -> torch.dtype | None:
         )
     low = torch.bfloat16 in dtypes if recipe.precision == "auto" else recipe.precision == "bfloat16"
     return torch.bfloat16 if low else None
-
-
-@contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Trained weights in float32 for as long as they are trained: small steps would be lost in bfloat16 [ours]."""
-    before = {parameter: parameter.dtype for parameter in trainable_parameters(model).values()}
-    try:
-        for parameter in before:
-            parameter.data = parameter.data.float()
-        yield
-    finally:
-        for parameter, dtype in before.items():
-            parameter.grad = None
-            parameter.data = parameter.data.to(dtype)
 
 
 def check_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers.pytorch_utils import Conv1D
 
+from pursuit.devices import out_of_memory
 from pursuit.errors import ModelError
 from pursuit.gradients.scratch import Scratch
 from pursuit.gradients.sketch import COLUMNS, ROWS, MatrixSketch
@@ -129,4 +130,13 @@ def any_module_gradients(call: Call, gradient: Tensor) -> dict[str, Tensor]:
         return torch.func.vjp(run, parameters)[1](out)[0]
 
     own = [v for v, yes in zip(values, per_example, strict=True) if yes]
-    return {name: block.float() for name, block in torch.func.vmap(pull_back)(gradient, *own).items()}
+    try:
+        found = torch.func.vmap(pull_back)(gradient, *own)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{type(call.module).__name__}: the gradients of {', '.join(call.names.values())} cannot be taken row by "
+            f"row ({str(error).splitlines()[0]}). Leave these weights out; attention projections always go."
+        ) from error
+    return {name: block.float() for name, block in found.items()}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pursuit.errors import ModelError
 from pursuit.gradients.calls import Call, any_module_gradients, matrix_gradients, with_narrow_input
-from pursuit.gradients.losses import Batch, example_losses
+from pursuit.gradients.losses import Batch, check_batch, example_losses
 from pursuit.gradients.scratch import Scratch
 from pursuit.gradients.sketch import MatrixSketch, reduced
 from pursuit.gradients.split import split_model
@@ -37,10 +37,13 @@ def example_gradients(model: nn.Module, batch: Batch) -> Tensor:
 
     Raises:
         ModelError: no parameter requires a gradient, or one belongs to a module that cannot be captured.
+        DataError: the batch is not what `example_losses` takes.
     """
     parameters = trainable_parameters(model)
+    check_batch(batch)
     blocks: dict[str, Tensor] = {}
     batch_gradients(model, batch, parameters, lambda name, block: blocks.update({name: block.clone()}))
+    refuse_unseen(model, batch, {name: p for name, p in parameters.items() if name not in blocks})
     size = len(batch["input_ids"])
     device = batch["input_ids"].device
     return torch.cat([
@@ -71,6 +74,25 @@ def batch_gradients(
             losses.sum().backward()
         capture.flush()
     return losses.detach()
+
+
+def refuse_unseen(model: nn.Module, batch: Batch, unreported: Mapping[str, nn.Parameter]) -> None:
+    """ModelError if the loss of a batch depends on parameters of which `batch_gradients` reported nothing."""
+    if not unreported:
+        return
+    with _evaluation(model), torch.enable_grad():
+        for parameter in unreported.values():
+            parameter.requires_grad_(True)
+        losses = example_losses(model, batch)
+        if not losses.requires_grad:
+            return
+        gradients = torch.autograd.grad(losses.sum(), list(unreported.values()), allow_unused=True)
+    missed = [name for name, gradient in zip(unreported, gradients, strict=True) if gradient is not None]
+    if missed:
+        raise ModelError(
+            f"{missed[0]}{f' and {len(missed) - 1} more' * (len(missed) > 1)}: used in a way that hooks do not see, so "
+            "the gradients of single rows cannot be had. Use plain LoRA on attention projections, or other weights."
+        )
 
 
 class _Capture:
@@ -104,7 +126,10 @@ class _Capture:
     def _forward_hook(self, names: dict[str, str]) -> Callable[..., None]:
         def forward(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if not isinstance(output, Tensor):
-                raise ModelError(f"{type(module).__name__} does not return one tensor: its weights cannot be used.")
+                raise ModelError(
+                    f"{type(module).__name__} does not return one tensor, so the gradients of "
+                    f"{', '.join(names.values())} cannot be told apart by row: leave these weights out."
+                )
             if not output.requires_grad:
                 output.requires_grad_(True)  # the graph starts here: nothing below needs differentiating
             for name in names.values():

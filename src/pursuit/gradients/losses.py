@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pursuit.batches import IGNORED
+from pursuit.errors import DataError
 from pursuit.gradients.split import SplitModel, forward_arguments, forward_inputs, split_model
 
 Batch = Mapping[str, Tensor]
@@ -30,6 +31,19 @@ def example_losses(model: nn.Module, batch: Batch, *, head_apart: bool = True) -
         (B,) float32 losses in nats a token, with graph. An example without a label has loss 0.
     """
     return mean_by_example(*token_losses(model, batch, head_apart=head_apart))
+
+
+def check_batch(batch: Batch) -> None:
+    """DataError unless `input_ids`, `attention_mask` and `labels` are tensors of one shape (B, T)."""
+    shapes = {}
+    for name in ("input_ids", "attention_mask", "labels"):
+        value = batch.get(name)
+        if not isinstance(value, Tensor) or value.dim() != 2:
+            found = "missing" if value is None else getattr(value, "shape", type(value).__name__)
+            raise DataError(f"a batch needs {name}, a tensor of (rows, tokens); here it is {found}.")
+        shapes[name] = tuple(value.shape)
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"a batch's tensors must be of one shape (rows, tokens), not {shapes}.")
 
 
 def mean_by_example(losses: Tensor, labelled: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class SparseProjection:
         self.size, self.dimension, self.seed, self._use = size, dimension, seed, use
         chunks = -(-size // dimension)
         self.shifts: list[int] = _generator(seed, use, 0).integers(0, dimension, chunks).tolist()
-        self._kept: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._kept: dict[torch.device, Tensor] = {}
         self._moved_shifts: dict[torch.device, Tensor] = {}
 
     def start(self, examples: int, device: torch.device) -> Tensor:
@@ -117,17 +117,19 @@ class SparseProjection:
         return accumulator[:, : self.dimension] + accumulator[:, self.dimension :]
 
     def _signs(self, start: int, stop: int, device: torch.device) -> Tensor:
-        key = (start, stop, device)
-        if key in self._kept:
-            return self._kept[key]
+        """(stop - start,) of these coordinates: of one copy of all a device, however a batch cuts them."""
+        if self.size > KEPT_SIGNS:
+            return self._made_signs(start, stop).to(device)
+        if device not in self._kept:
+            self._kept[device] = self._made_signs(0, self.size).to(device)
+        return self._kept[device][start:stop]
+
+    def _made_signs(self, start: int, stop: int) -> Tensor:
         parts = []
         for number in range(start // SIGN_BLOCK, -(-stop // SIGN_BLOCK)):
             base = number * SIGN_BLOCK
             parts.append(random_signs(self.seed, self._use + 1, number, SIGN_BLOCK)[max(start - base, 0) : stop - base])
-        signs = torch.cat(parts).to(device)
-        if self.size <= KEPT_SIGNS:
-            self._kept[key] = signs
-        return signs
+        return torch.cat(parts)
 
 
 class DenseProjection:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pursuit.batches import EncodedRows, plan_batches
+from pursuit.devices import free_cached_memory, out_of_memory
 from pursuit.errors import DataError, StoreError
 from pursuit.files import fingerprint, one_at_a_time, read_json, write_record
 from pursuit.progress import Advance, progress, say
@@ -102,9 +103,8 @@ def make_shard(
 ) -> None:  # fmt: skip
     """Make one shard and write it; where memory runs out, the rest of it goes on in batches of half the size.
 
-    What is made of it is kept now and then, and an earlier start's rows are not made again: batches are planned as if
-    there were none, so that the others come out the same. The next shard begins with full batches again, as it would
-    after a kill.
+    What is made of it is kept now and then, and an earlier start's rows are not made again; the others are in the
+    batches that they would have been in without it. The next shard begins with full batches, as it would after a kill.
     """
     rows, manifest = store.shard_range(shard), store.manifest
     count = len(rows)
@@ -113,17 +113,19 @@ def make_shard(
         "norms": torch.empty(count), "gradient_norms": torch.empty(count), "losses": torch.empty(count),
     }  # fmt: skip
     unfinished = UnfinishedShard(store.shard_path(checkpoint, shard), tensors, manifest["provenance_digest"])
-    pending = plan_batches(rows, encoded.lengths, batch_tokens)[::-1]
+    pending = _left(rows, encoded, batch_tokens, unfinished)[::-1]
     while pending:
-        batch = [row for row in pending.pop() if not unfinished.done[row - rows.start]]
-        if not batch:
-            continue
+        batch = pending.pop()
         try:
-            found = compute(batch)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            most = _half_of(batch, encoded, error)
-            left = [*pending, batch]
-            pending = [part for rows in left for part in plan_batches(rows, encoded.lengths, most)[::-1]]
+            found: Mapping[str, Tensor] | None = compute(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            unfinished.limits.append(_half_of(batch, encoded, error))
+            found = None
+        if found is None:  # now that the error is gone, and what it holds of the batch
+            free_cached_memory()
+            pending = _left(rows, encoded, batch_tokens, unfinished)[::-1]
             continue
         places = torch.tensor([row - rows.start for row in batch])
         for name, values in {**found, **encode(found["features"], manifest["dtype"])}.items():
@@ -133,14 +135,29 @@ def make_shard(
     store.write(checkpoint, shard, tensors)
 
 
+def _left(rows: range, encoded: EncodedRows, batch_tokens: int, unfinished: UnfinishedShard) -> list[list[int]]:
+    """The batches that are still to be made: a function of what is made and where memory ran out, and so the same after
+    a kill. What memory did not suffice for, and what came after it, is cut anew each time.
+    """
+
+    def is_left(row: int) -> bool:
+        return not unfinished.done[row - rows.start]
+
+    batches = plan_batches(rows, encoded.lengths, batch_tokens)
+    for most in unfinished.limits:
+        batches = [
+            part for batch in batches if any(map(is_left, batch))
+            for part in plan_batches(batch, encoded.lengths, most)
+        ]  # fmt: skip
+    return [left for batch in batches if (left := list(filter(is_left, batch)))]
+
+
 def _half_of(batch: list[int], encoded: EncodedRows, error: BaseException) -> int:
     """Padded tokens of half of a batch that memory does not suffice for."""
     if len(batch) == 1:
         raise row_error(
             encoded, batch[0], f"{encoded.lengths[batch[0]]} tokens do not fit in memory; lower --max-length"
         ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     say(f"out of memory with {len(batch)} rows of {encoded.lengths[batch[0]]} tokens: going on with half as many")
     return len(batch) // 2 * int(encoded.lengths[batch].max())
 

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from pursuit.encoding import EncodedPool
 from pursuit.errors import SettingsError
+from pursuit.gradients.extract import as_extracted
 from pursuit.inspection.autotune import autotune as autotune_features
 from pursuit.inspection.data import Inspection, TargetView
-from pursuit.inspection.measure import as_extracted
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
 from pursuit.inspection.prospects import Prediction

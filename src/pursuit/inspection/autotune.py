@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pursuit.batches import EncodedRows, collate, plan_batches
+from pursuit.devices import out_of_memory
+from pursuit.errors import ModelError
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
@@ -81,7 +83,11 @@ def _rates(
                 start = time.perf_counter()
                 batch_features(model, encoded, batch, projection, direction)
                 took.append(time.perf_counter() - start)
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if not rates:
+                raise ModelError(f"memory does not suffice for {tokens} tokens; lower --max-length.") from error
             break
         rates[size] = tokens / min(took[1:])
         if time.perf_counter() - begun > seconds:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +13,9 @@ from scipy.optimize import nnls
 from torch import nn
 
 from pursuit.batches import EncodedRows, collate
+from pursuit.devices import free_cached_memory, out_of_memory
 from pursuit.errors import PursuitError
-from pursuit.gradients.extract import batch_features, check_gradients, projections, to_one_dtype
+from pursuit.gradients.extract import as_extracted, batch_features, check_gradients, projections
 from pursuit.gradients.losses import token_losses
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import DENSE_ROWS, Projection, make_projection
@@ -61,23 +61,11 @@ def measure(
         warmup = _time_warmup(model, encoded, warmup_batches, seconds - share)
     except PursuitError as error:
         problem = str(error)
-    except (torch.OutOfMemoryError, MemoryError):
-        problem = "memory does not suffice for one row of the pool; lower --max-length or the LoRA rank."
-    except (RuntimeError, IndexError) as error:  # rows beyond the model's context, for example
+    except (RuntimeError, IndexError, MemoryError) as error:  # rows beyond the model's context, for example
         problem = next(iter(str(error).splitlines()), type(error).__name__)
+        if out_of_memory(error):
+            problem = "memory does not suffice for one row of the pool; lower --max-length or the LoRA rank."
     return Measurement(_in_words(device), features, warmup, dense, problem)
-
-
-@contextmanager
-def as_extracted(model: nn.Module) -> Iterator[None]:
-    """The weights in the type in which extraction computes; those that are trained are as before afterwards."""
-    before = [(parameter, parameter.data) for parameter in trainable_parameters(model).values()]
-    to_one_dtype(model)
-    try:
-        yield
-    finally:
-        for parameter, weights in before:
-            parameter.data = weights
 
 
 def _time_features(
@@ -192,11 +180,11 @@ def _until_it_fits(work: Work, rows: list[int], repeats: int, device: torch.devi
             if device.type != "cpu":
                 work(rows)  # the first batch of a shape waits for its kernels
             return sum(_timed(work, rows, device) for _ in range(repeats)), rows
-        except (torch.OutOfMemoryError, MemoryError):
-            if len(rows) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if len(rows) == 1 or not out_of_memory(error):
                 raise
             rows = rows[: len(rows) // 2]
-        torch.cuda.empty_cache()
+        free_cached_memory()
 
 
 def _timed(work: Work, rows: list[int], device: torch.device) -> float:

@@ -103,13 +103,15 @@ def settled_dtype(
 ) -> str:  # fmt: skip
     """What "auto" means for this model on this device, so that a run keeps to it wherever it goes on.
 
-    "float32" on a CPU and for GGUF; otherwise the checkpoint's own, as its configuration names it [ours].
+    "float32" on a CPU and for GGUF; otherwise the checkpoint's own, as its configuration names it, but bfloat16 instead
+    of float16, in which small gradients are zero without a scaled loss [ours].
     """
     if dtype != "auto":
         return dtype
     if find_device(device).type == "cpu":
         return "float32"
-    return checkpoint_dtype(model, trust_remote_code=trust_remote_code, revision=revision)
+    found = checkpoint_dtype(model, trust_remote_code=trust_remote_code, revision=revision)
+    return "bfloat16" if found == "float16" else found
 
 
 def checkpoint_dtype(

@@ -23,6 +23,7 @@ from pursuit.models.hub import ask_hub
 from pursuit.recipes import Lora
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the head
 
 
 def lora_targets(model: nn.Module) -> list[str]:
@@ -83,9 +84,11 @@ def prepare_trainable(
 
 def _new_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     targets = list(lora.targets) if lora.targets is not None else lora_targets(model)
-    ends = tuple("." + target for target in targets)
+    every = targets == [ALL_LINEAR]
+    ends = ("",) if every else tuple("." + target for target in targets)
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+        task_type="CAUSAL_LM", r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+        target_modules=ALL_LINEAR if every else targets,
         fan_in_fan_out=any(isinstance(m, Conv1D) for n, m in model.named_modules() if ("." + n).endswith(ends)),
     )  # fmt: skip
     try:

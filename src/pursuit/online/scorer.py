@@ -96,7 +96,7 @@ class Scorer:
             found = score(head, tokens, self.chunk, visit if wanted else None)
             if self.feature == "embedding":
                 features = self._means(tokens)
-        losses = found.examples.double().cpu().numpy()
+        losses = found.examples.cpu().double().numpy()
         has_label = np.asarray(tokens.counts) > 0
         losses = np.where(has_label & ~np.isfinite(losses), np.inf, losses)
         return Scores(

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import nn
 
+from pursuit.batches import BATCH_TOKENS_OF_A_GPU
 from pursuit.encoding import EncodedPool
 from pursuit.gradients.directions import leading_directions, read_directions, wide_dimension, write_directions
 from pursuit.gradients.extract import extract
@@ -62,8 +63,8 @@ def learn_directions(
     """Write the directions in which known rows are longest, of all checkpoints together.
 
     Rows are passed one at a time, so that the directions do not hang on the size of batches; on a GPU, which would wait
-    for each, in batches. Their gradients are kept beside `place` until it is written: a killed run makes none of them
-    again but those of the last minute.
+    for each, in batches of a size that no setting changes. Their gradients are kept beside `place` until it is written:
+    a killed run makes none of them again but those of the last minute.
 
     Args:
         sources: "pool", and of a target its digest → rows, of which some are taken. Those of a target are taken with
@@ -74,7 +75,7 @@ def learn_directions(
         As `pursuit.gradients.extract.extract`.
     """
     recipe, scratch, known = settings.feature_recipe(), place.with_suffix(".rows"), []
-    at_once = 1 if next(model.parameters()).device.type == "cpu" else recipe.batch_tokens
+    at_once = 1 if next(model.parameters()).device.type == "cpu" else BATCH_TOKENS_OF_A_GPU
     for name, encoded in sources.items():
         order = np.random.default_rng([recipe.seed, 2]).permutation(len(encoded))
         sample = Sample(encoded, np.sort(order[: known_count(len(encoded), of_pool=name == "pool")]))

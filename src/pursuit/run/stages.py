@@ -13,7 +13,8 @@ from pursuit.encoding.store import MANIFEST
 from pursuit.errors import RunError, SelectionError, StoreError
 from pursuit.files import fingerprint, read_json, write_record
 from pursuit.gradients.embeddings import embed, finished_embeddings
-from pursuit.gradients.extract import extract, finished_store
+from pursuit.gradients.extract import as_extracted, check_gradients, extract, finished_store
+from pursuit.models.loading import find_device
 from pursuit.pool import Pool
 from pursuit.recipes import Recipe
 from pursuit.run.directions import learn_directions, warn_of_unknown
@@ -92,8 +93,16 @@ class Stages:
             return trajectory
         except StoreError:
             self.given.forget_model()
+            self._refuse_early(first)
             with self.folder.timed("warm-up"):
                 return warm_up(self.given.model, first, self.folder.warmup, self.settings.warmup_recipe())
+
+    def _refuse_early(self, rows: EncodedPool) -> None:
+        """What could not be done after the warm-up: gradients of this model, or work on devices that are not there."""
+        for device in self.settings.devices:
+            find_device(device)
+        with as_extracted(self.given.model):
+            check_gradients(self.given.model, rows)
 
     def directions(self, trajectory: Trajectory) -> Path | None:
         """File of those that features keep exactly, learnt where it is not there; None where none are asked for."""
@@ -249,6 +258,7 @@ class Stages:
         provenance = self.provenance(encoded, trajectory)
         store = finished_store(folder, len(encoded), recipe, provenance)
         if store is None and self._fill_elsewhere is not None:
+            self.given.forget_model()  # its memory is wanted by those that fill
             self._fill_elsewhere(encoded, folder, recipe, provenance, describe)
             store = finished_store(folder, len(encoded), recipe, provenance)
         return store or extract(

@@ -77,12 +77,12 @@ def as_rows(matrix: Matrix) -> RowMatrix:
 
 
 def on_device(rows: np.ndarray, device: str) -> np.ndarray | torch.Tensor:
-    """The rows there if they fit, else the array itself."""
+    """The rows there if they fit, else the array itself; also where that device is not, as on some worker."""
     if device == "cpu":
         return rows
     try:
         return torch.from_numpy(rows).to(device)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, AssertionError):  # torch asserts that it was built for CUDA
         return rows
 
 

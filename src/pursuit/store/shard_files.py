@@ -14,7 +14,7 @@ from pursuit.pace import Pace
 
 SMALL = ("gradient_norms", "losses", "norms")  # a number a row
 COLUMNS = ("features", *SMALL)  # of every shard; codes have `scales` beside them
-DONE = "done"  # of an unfinished shard: which of its rows are made
+DONE, LIMITS = "done", "limits"  # of an unfinished shard, see `UnfinishedShard`
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor], provenance_digest: str) -> None:
@@ -60,26 +60,29 @@ class UnfinishedShard:
 
     Attributes:
         done: (n,) bool, the rows that are made.
+        limits: padded tokens of a batch, a smaller number for each time that memory did not suffice.
     """
 
     def __init__(self, path: Path, tensors: dict[str, Tensor], provenance_digest: str) -> None:
         self.path, self.tensors, self._digest = unfinished_path(path), tensors, provenance_digest
         self.done = torch.zeros(len(tensors["losses"]), dtype=torch.bool)
+        self.limits: list[int] = []
         self._pace = Pace()
+        found = _whole(self.path, provenance_digest) or {}
+        limits = found.pop(LIMITS, torch.empty(0))
         everything = {**tensors, DONE: self.done}
-        found = _whole(self.path, provenance_digest)
-        if found is not None and {n: (t.shape, t.dtype) for n, t in found.items()} == {
-            n: (t.shape, t.dtype) for n, t in everything.items()
-        }:
+        if {n: (t.shape, t.dtype) for n, t in found.items()} == {n: (t.shape, t.dtype) for n, t in everything.items()}:
             for name, tensor in everything.items():
                 tensor.copy_(found[name])
+            self.limits = limits.tolist()
 
     def made(self, places: Tensor) -> None:
         """Told that these rows are in the tensors now; writes them down if it is time to."""
         self.done[places] = True
         if self._pace.due():
             with self._pace.saving():
-                write_shard(self.path, {**self.tensors, DONE: self.done}, self._digest)
+                limits = torch.tensor(self.limits, dtype=torch.int64)
+                write_shard(self.path, {**self.tensors, DONE: self.done, LIMITS: limits}, self._digest)
 
 
 def unfinished_path(path: Path) -> Path:

@@ -1,16 +1,17 @@
-"""What a training needs around it: kernels that repeat, the caller's randomness untouched, silent libraries."""
+"""What a training needs around it: the caller's randomness untouched, silent libraries."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from transformers.utils import logging as transformers_logging
+
+from pursuit.models.trainable import trainable_parameters
 
 
 @contextmanager
@@ -26,27 +27,17 @@ def own_randomness(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """On a GPU, choose kernels that give the same bits each time. (A CPU's do, for the same number of threads.)"""
-    if device.type != "cuda":
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    memory = cast(Any, torch.utils.deterministic)
-    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False  # slow, and only finds bugs
-    torch.use_deterministic_algorithms(True)
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Trained weights in float32 for as long as they are trained: small steps would be lost in bfloat16 [ours]."""
+    before = {parameter: parameter.dtype for parameter in trainable_parameters(model).values()}
     try:
+        for parameter in before:
+            parameter.data = parameter.data.float()
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
-        memory.fill_uninitialized_memory = filled
-
-
-def forbidden_as_random(error: RuntimeError) -> bool:
-    """Whether torch refused an operation that it has no deterministic kernel for; such a model trains without."""
-    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
-    return strict and "determinis" in str(error)
+        for parameter, dtype in before.items():
+            parameter.grad = None
+            parameter.data = parameter.data.to(dtype)
 
 
 @contextmanager

@@ -14,20 +14,20 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.optimization import get_scheduler
 
 from pursuit.batches import EncodedRows, collate, labelled, plan_batches
+from pursuit.devices import deterministic, forbidden_as_random, free_cached_memory, out_of_memory
 from pursuit.errors import DataError, ModelError, SettingsError
 from pursuit.gradients.losses import token_losses
 from pursuit.progress import progress, say
 from pursuit.training.choosing import BatchSelection, Chosen, Remembers, choose, row_losses
 from pursuit.training.plan import BatchPlan, generator
 from pursuit.training.recorder import Recorder, not_finite
-from pursuit.training.surroundings import deterministic, forbidden_as_random, own_randomness, quiet_transformers
+from pursuit.training.surroundings import own_randomness, quiet_transformers
 
 
 class TrainingSettings(Protocol):
@@ -163,12 +163,12 @@ class PlannedTrainer(Trainer):
                 _seed_step(self.task.settings.seed, step)
                 loss = self._accumulate(model, chosen)
                 break
-            except RuntimeError as error:
-                out_of_memory = should_reduce_batch_size(error)
-                if not out_of_memory and not forbidden_as_random(error):
+            except (RuntimeError, MemoryError) as error:
+                too_large = out_of_memory(error)
+                if not too_large and not forbidden_as_random(error):
                     raise
             model.zero_grad()
-            if out_of_memory:
+            if too_large:
                 self._halve_micro_batches(step)
             else:
                 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -222,8 +222,7 @@ class PlannedTrainer(Trainer):
         return nullcontext() if dtype is None else torch.autocast(self.args.device.type, dtype)
 
     def _halve_micro_batches(self, step: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached_memory()
         name, (rows, length) = self.task.name, self.shape
         if rows == 1:
             raise ModelError(

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pursuit.batches import EncodedRows
@@ -16,6 +17,7 @@ from pursuit.files import read_json, write_record
 from pursuit.models.trainable import trainable_parameters
 from pursuit.recipes import WarmUp
 from pursuit.training.folder import KEPT, RECOVERY, made_from_other, remove_recovery, rows_digest, weights_digest
+from pursuit.training.surroundings import in_float32
 from pursuit.training.trainer import Task, train
 from pursuit.warmup.plan import Plan
 from pursuit.warmup.recorder import TrajectoryRecorder
@@ -50,12 +52,19 @@ def warm_up(model: nn.Module, encoded: EncodedRows, folder: str | Path, settings
     parameters = trainable_parameters(model)
     if not parameters:
         raise ModelError("The model has no trainable parameter; call prepare_trainable first.")
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ModelError(
+            "The model is loaded in float16, in which small gradients are zero unless the loss is scaled, which is not "
+            "done here: take --dtype bfloat16, or float32."
+        )
     plan = Plan(settings, len(encoded))
     _claim(folder, _manifest(settings, plan, encoded, parameters))
     point = find_resume_point(folder, plan.checkpoint_steps)
     if point is None or point.step < plan.last_step:
-        task = Task("warm-up", encoded, plan, settings)
-        train(model, task, TrajectoryRecorder(folder, plan, point))
+        own = all(parameter.dtype == torch.bfloat16 for parameter in parameters.values())  # a LoRA's are float32
+        task = Task("warm-up", encoded, plan, settings, autocast=torch.bfloat16 if own else None)
+        with in_float32(model):
+            train(model, task, TrajectoryRecorder(folder, plan, point))
     remove_recovery(folder)
     trajectory = Trajectory(folder)
     trajectory.load_into(model, len(trajectory) - 1)
