@@ -93,7 +93,9 @@ class Work:
                     hidden_size=576, num_hidden_layers=30, intermediate_size=1536, num_attention_heads=9,
                     num_key_value_heads=3, vocab_size=49152, max_position_embeddings=2048, tie_word_embeddings=True,
                 ))  # fmt: skip
-        found: nn.Module = captured(model, CASES[case]).to(self.device, dtype).eval()
+        found: nn.Module = captured(model, CASES[case]).to(self.device).eval()
+        for parameter in found.parameters():  # not the buffers: rotary positions are float32 in every model
+            parameter.data = parameter.data.to(dtype)
         return found
 
     def batches(self, budget: int) -> list[list[int]]:

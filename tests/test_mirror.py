@@ -51,3 +51,16 @@ def test_a_url_that_cannot_be_used_is_named(place, tmp_path):  # noqa: F811
         Mirror("nonsense://bucket")
     with pytest.raises(SettingsError, match="nonsense://bucket"):
         new_run(place, tmp_path / "run", store="nonsense://bucket")
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_what_is_gone_since_it_was_listed_is_not_there(tmp_path, kind):
+    url = f"memory://{tmp_path.name}/gone" if kind == "memory" else f"file://{tmp_path}/gone"
+    here = tmp_path / "shard.safetensors"
+    here.write_bytes(b"content")
+    mirror = Mirror(url)
+    mirror.push(here, "shard.safetensors")
+    here.unlink()
+    mirror.files.rm(f"{mirror.root}/shard.safetensors")
+    assert not mirror.pull("shard.safetensors", here)
+    assert list(tmp_path.glob("shard*")) == []

@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,18 +27,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Several processes may write the same file at once: each has a path of its own, and the last to end counts.
     """
-    partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
-            partial = held.enter_context(_own(partial))
+        with _own(path.with_name(path.name + PARTIAL)) as partial, _removed_on_error(partial):
             yield partial
             with open(partial, "rb+") as handle:
                 os.fsync(handle.fileno())
             os.replace(partial, path)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         if _is_full(error):
             raise _full(path) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
@@ -56,6 +52,17 @@ def full_disk_told(path: Path) -> Iterator[None]:
     except Exception as error:
         if _is_full(error):
             raise _full(path) from error
+        raise
+
+
+@contextmanager
+def _removed_on_error(partial: Path) -> Iterator[None]:
+    """While it is still ours: another writer may take it over as soon as it is not."""
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
 
 

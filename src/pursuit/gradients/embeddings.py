@@ -98,16 +98,21 @@ def batch_embeddings(split: SplitModel, encoded: EncodedRows, rows: list[int]) -
     pooled = position_weighted_mean(hidden, batch["attention_mask"])
     losses = _losses(split, hidden, batch)
     norms = torch.linalg.vector_norm(pooled, dim=1)
-    for place, row in enumerate(rows):
-        if not (torch.isfinite(losses[place]) and torch.isfinite(norms[place])):
-            raise row_error(
-                encoded, row, f"loss {losses[place]:.4g}, norm of the embedding {norms[place]:.4g}: not finite. "
-                "Try --dtype float32, or look at this row."
-            )  # fmt: skip
     unit = pooled / norms.where(norms > 0, 1.0)[:, None]
     unknown = torch.full_like(norms, torch.nan)
     found = {"features": unit, "norms": norms, "gradient_norms": unknown, "losses": losses}
-    return {name: values.cpu() for name, values in found.items()}
+    found = {name: values.cpu() for name, values in found.items()}
+    _refuse_what_is_not_finite(encoded, rows, found["losses"], found["norms"])
+    return found
+
+
+def _refuse_what_is_not_finite(encoded: EncodedRows, rows: list[int], losses: Tensor, norms: Tensor) -> None:
+    """On the CPU: asked of a GPU, each number would wait for all of its work."""
+    for place in (~(losses.isfinite() & norms.isfinite())).nonzero().flatten().tolist():
+        raise row_error(
+            encoded, rows[place], f"loss {losses[place]:.4g}, norm of the embedding {norms[place]:.4g}: not finite. "
+            "Try --dtype float32, or look at this row."
+        )  # fmt: skip
 
 
 def position_weighted_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:

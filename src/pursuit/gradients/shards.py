@@ -88,12 +88,14 @@ def fill_store(
     missing = store.missing(wanted)
     mine = [store.shard_range(shard) for shard in range(store.num_shards) if wanted is None or shard in wanted]
     total = store.num_checkpoints * sum(map(len, mine))
-    prepared = -1
+    prepared, compute = -1, None
     with progress(describe, total, "rows", done=total - store.rows_left(missing)) as advance:
         for checkpoint, shard in missing:
             if checkpoint != prepared:
+                compute = None  # its moments go before those of the next one come
                 compute = at(checkpoint)
                 prepared = checkpoint
+            assert compute is not None
             make_shard(store, checkpoint, shard, encoded, compute, batch_tokens, advance)
 
 

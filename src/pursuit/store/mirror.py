@@ -17,6 +17,10 @@ from pursuit.files import atomic_path, one_at_a_time, read_json, write_json
 RECORD = "mirror.json"  # in the local folder: where its mirror is
 
 
+class _Gone(Exception):
+    """A file that was listed is not there any more."""
+
+
 class Mirror:
     """One folder on object storage.
 
@@ -50,12 +54,18 @@ class Mirror:
             return False
         try:
             with atomic_path(path) as partial:
-                self.files.get_file(f"{self.root}/{name}", str(partial))
-        except FileNotFoundError:
+                self._get(name, partial)
+        except _Gone:
             return False
         except OSError as error:
             raise StoreError(f"{self.url}/{name}: cannot be read ({error}). Start again when it can.") from error
         return True
+
+    def _get(self, name: str, partial: Path) -> None:
+        try:
+            self.files.get_file(f"{self.root}/{name}", str(partial))
+        except FileNotFoundError as error:  # there and here are told apart: here it would be no folder to write in
+            raise _Gone from error
 
     @cached_property
     def names(self) -> set[str]:
