@@ -59,6 +59,10 @@ def finished(place):
     return run, run.select(Tagcos(clusters=4), budget="10%", out=place / "subset.jsonl")
 
 
+def test_a_run_is_told_by_its_folder_and_model(place, finished):
+    assert repr(finished[0]) == f"Run({str(place / 'run')!r}, model={str(place / 'model')!r})"
+
+
 def test_the_subset_holds_original_rows_in_order_of_choice(place, finished):
     _, result = finished
     pool = (place / "pool.jsonl").read_bytes().splitlines()

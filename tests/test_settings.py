@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+import pursuit
 from pursuit.errors import SettingsError
 from pursuit.settings import settings_from
 from test_run import run_main
@@ -59,3 +62,15 @@ def test_help_lists_the_settings_that_a_command_uses(command, shown, hidden, cap
     _, text = run_main(command, "--help", capsys=capsys)
     assert shown in text
     assert hidden not in text
+
+
+def test_what_the_package_offers_is_seen_from_outside():
+    assert (Path(pursuit.__file__).parent / "py.typed").exists(), "else type checkers do not look at its hints"
+    assert set(pursuit.__all__) <= set(dir(pursuit))
+    assert all(getattr(pursuit, name) is not None for name in dir(pursuit))
+    assert pursuit.__version__ == version("pursuit")
+
+
+def test_the_version_is_not_looked_up_before_it_is_asked_for():
+    code = "import sys, pursuit; print([name for name in ('torch', 'importlib.metadata') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -4,6 +4,15 @@ from pursuit import Run, Tagcos
 
 run = Run("runs/x", model="SmolLM2-135M", pool="pool.jsonl")
 result = run.select(Tagcos(clusters=100), budget=0.05, out="subset.jsonl")
+
+`Run` takes pool and model to features on disk, and as many selections from them as one likes. `Tagcos`, `Gtp`, `Less`,
+`Rds`, `Omp`, `KCenter`, `Craig`, `D2`, `GradNorm`, `Loss`, `Perplexity`, `Longest`, `Random` and `Stratified` are the
+methods; they also select from `Features` without a run, and give a `Selection`. `inspect` shows what a run would learn
+from and what it costs; `export_subset` and `export_selection` write for trainers. What is wrong is told by a
+`PursuitError`.
+
+In rooms of their own: `pursuit.compare` (methods against each other), `pursuit.finetune` and `pursuit.evaluate` (train
+on a subset, score the model), `pursuit.online` (choose inside of training), `pursuit.gradients`, `pursuit.solvers`.
 """
 
 from __future__ import annotations
@@ -58,4 +67,11 @@ def __getattr__(name: str) -> Any:
     """Import on first use: `import pursuit` alone does not wait for torch."""
     if name in _PLACES:
         return getattr(importlib.import_module(f"pursuit.{_PLACES[name]}"), name)
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("pursuit")
     raise AttributeError(f"module 'pursuit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Also what is imported on first use, for completion and `help`."""
+    return sorted({*globals(), *__all__, "__version__"})

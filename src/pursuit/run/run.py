@@ -87,6 +87,9 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder.path)!r}, model={self.settings.model!r})"
+
     def _fill(self) -> Fill | None:
         """How stores are filled; None for this process alone."""
         s = self.settings
