@@ -56,7 +56,7 @@ except SettingsError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["6", 'engine ray needs one more package: pip install "pursuit[ray]"']
+    assert done.stdout.splitlines() == ["6", "engine ray needs one more package: pip install ray"]
 
 
 def test_an_address_where_no_cluster_is():

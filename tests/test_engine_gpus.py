@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason='engine ray needs one more package: pip install "pursuit[ray]"')
+pytest.importorskip("ray", reason="engine ray needs one more package: pip install ray")
 from pursuit.engine.ray_engine import most_threads
 
 SHARED_GPUS = """

@@ -23,7 +23,7 @@ from pursuit.solvers.rows import map_blocks
 from test_run import SMALL, run_main, write_rows
 from tiny import tiny_model, tiny_tokenizer
 
-ray = pytest.importorskip("ray", reason='engine ray needs one more package: pip install "pursuit[ray]"')
+ray = pytest.importorskip("ray", reason="engine ray needs one more package: pip install ray")
 
 
 @pytest.fixture(scope="module")

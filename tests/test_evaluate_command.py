@@ -309,4 +309,4 @@ def test_without_lm_eval_the_line_that_installs_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
     assert run("--model", model, "--lm-eval", "mmlu") == 2
-    assert "pip install pursuit[eval]" in capsys.readouterr().err
+    assert "pip install lm-eval" in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_sources_and_leaks_are_left_out_together_and_told():
 
 @pytest.mark.slow
 def test_on_a_ray_cluster_the_choice_is_the_same_bits():
-    pytest.importorskip("ray", reason='engine ray needs one more package: pip install "pursuit[ray]"')
+    pytest.importorskip("ray", reason="engine ray needs one more package: pip install ray")
     features, rows = pool(3000)
     keep = source_mask(features.rows, ["b"])
     target = Features.from_array(rows[:9] + 0.1, sources=["one", "two", "two"] * 3)

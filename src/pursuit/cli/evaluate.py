@@ -55,7 +55,7 @@ def evaluate(
         first_line: A response ends at its first line break (for models that do not know how to stop).
         ignore_case: Exact match does not mind upper and lower case.
         batch_tokens: Padded tokens in memory at once; 8192 on a CPU and 32768 on a GPU if not given.
-        lm_eval: Tasks of lm-eval, separated by commas, or YAML files of your own; needs `pip install pursuit[eval]`.
+        lm_eval: Tasks of lm-eval, separated by commas, or YAML files of your own; needs `pip install lm-eval`.
         lm_eval_param: Options of lm_eval.simple_evaluate: limit=100 num_fewshot=5 apply_chat_template=true.
     """
     values = merge(read_yaml(config) if config else {}, given(settings))

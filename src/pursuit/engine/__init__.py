@@ -83,7 +83,7 @@ def engine_for(
     if name == "local":
         return LOCAL
     if importlib.util.find_spec("ray") is None:
-        raise SettingsError('engine ray needs one more package: pip install "pursuit[ray]"')
+        raise SettingsError("engine ray needs one more package: pip install ray")
     from pursuit.engine.ray_engine import ray_engine
 
     return ray_engine(address, workers, device, folder)

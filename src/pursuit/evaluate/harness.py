@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pursuit.errors import RunError, SettingsError
 from pursuit.progress import say
 
-INSTALL = "pip install pursuit[eval]"
+INSTALL = "pip install lm-eval"
 ROWS_A_BATCH = 16
 STDERR = "_stderr"
 

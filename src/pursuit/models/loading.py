@@ -211,7 +211,7 @@ def _find(model: str | os.PathLike[str], revision: str | None = None) -> _Source
 
 def _gguf_source(path: Path) -> _Source:
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{path}: reading GGUF files needs one more package: pip install pursuit[gguf]")
+        raise ModelError(f"{path}: reading GGUF files needs one more package: pip install gguf")
     return _Source(str(path.parent), local=True, gguf_file=path.name)
 
 

@@ -21,7 +21,7 @@ NUMBERS_A_BYTE = 2
 def check_four_bits(name: str) -> None:
     """A ModelError that names the model, where bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f'{name}: weights in 4 bits need one more package: pip install "pursuit[qlora]"')
+        raise ModelError(f"{name}: weights in 4 bits need one more package: pip install bitsandbytes")
 
 
 def four_bit_options(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
