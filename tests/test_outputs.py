@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
-from pursuit import Run, Tagcos
+from pursuit import Features, Run, Selection, Tagcos
 from pursuit.errors import SettingsError, StoreError
 from pursuit.inspection import inspect
+from pursuit.selectors import Selector
 from pursuit.warmup.trajectory import Trajectory
 from test_run import SMALL, place, run_main, write_rows  # noqa: F401  (place is a fixture)
 
@@ -74,6 +76,27 @@ def test_the_page_of_an_older_selection_does_not_take_the_place_of_the_present_o
     assert page.read_bytes() == present
     newer = next(path.parent for path in run.folder.selections.glob("random-5*/choice.json"))
     assert run.report(newer) == page
+
+
+class FirstRows(Selector):
+    """A method of one's own that the package has no name for."""
+
+    name: ClassVar[str] = "first-rows"
+    paper: ClassVar[str] = "nobody's"
+    needs_features: ClassVar[bool] = False
+
+    def _select(self, features: Features, budget: int, target: Features | None, seed: int) -> Selection:
+        return self._selection(features, np.arange(budget))
+
+
+def test_a_selectors_page_is_made_again_where_it_is_known_only(finished: Path) -> None:
+    run = Run(finished / "run")
+    page = run.select(FirstRows(), budget=3).report
+    with pytest.raises(SettingsError, match=r"chosen by the selector 'first-rows', which this process does not know"):
+        run.report("first-rows")
+    page.unlink()
+    assert run.select(FirstRows(), budget=3).report == page
+    assert page.exists()
 
 
 def test_a_damaged_checkpoint_is_made_again_by_warmup(finished: Path, tmp_path: Path) -> None:

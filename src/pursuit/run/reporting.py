@@ -20,7 +20,7 @@ from pursuit.report import AgreementData, write_report
 from pursuit.run.narrowing import kept_rows, narrowed
 from pursuit.run.stages import Stages
 from pursuit.run.tokens import Rows
-from pursuit.selectors import Selection, Selector, method
+from pursuit.selectors import METHODS, PRESETS, Selection, Selector, method
 from pursuit.store.features import Features
 from pursuit.warmup.plan import Plan
 
@@ -108,7 +108,8 @@ def report_again(
         out: the page; without, beside the subset, or in the selection's folder if another subset stands there now.
 
     Raises:
-        SettingsError: the page is not named .html, or would overwrite what the run reads.
+        SettingsError: the page is not named .html, or would overwrite what the run reads; or the method is not one of
+            the package's.
     """
     if out is not None:
         if out.suffix != ".html":
@@ -116,6 +117,11 @@ def report_again(
         refuse_overwriting([out], stages.inputs())
     choice, selection = Choice.load(folder), Selection.load(folder)
     subset = Path(choice.subset)
+    if choice.method not in {**METHODS, **PRESETS}:
+        raise SettingsError(
+            f"{folder.name} was chosen by the selector {choice.method!r}, which this process does not know. Where its "
+            "class is at hand, run.select(…) in Python with the same settings makes the page again."
+        )
     selector = method(choice.method, **choice.parameters)
     with stages.folder.locked():
         encoded = stages.encode()
