@@ -45,6 +45,8 @@ def test_schedules(schedule: Any, rates: list[float]) -> None:
         OptBatch(prune=0.5, schedule="warmup").rate()
     with pytest.raises(SettingsError, match=r"returned 1\.5"):
         OptBatch(schedule=lambda share: 1.5, total_steps=1).rate()
+    with pytest.raises(SettingsError, match=r"infobatch: anneal=0\.125 .*0 for none\) needs total_steps"):
+        InfoBatch(prune=0.5).rate()
 
 
 def test_scores_are_carried_over_from_the_last_visit() -> None:
@@ -157,6 +159,17 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path: Any) -> None:
         load_state(OptBatch(), tmp_path / "state.safetensors")
 
 
+def test_a_state_of_other_settings_goes_on_and_says_so(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(OptBatch(prune=0.3, schedule=lambda share: share / 2, total_steps=9), path)
+    load_state(OptBatch(prune=0.3, schedule=lambda share: share / 3, total_steps=9), path)
+    assert capsys.readouterr().err == ""
+    load_state(OptBatch(prune=0.5, schedule="warmup", total_steps=9), path)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "state.safetensors is of a training with prune=0.3, schedule='a function'; " in told
+    assert "optbatch goes on with prune=0.5, schedule='warmup'." in told
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -166,6 +179,7 @@ def test_a_state_that_does_not_belong_is_refused(tmp_path: Any) -> None:
         ("optbatch", {"strata": 0}, "strata=0 cannot be used. It must be a whole number, at least 1"),
         ("optbatch", {"feature": "hessian"}, '"second_moment" or "grad_norm" or "embedding"'),
         ("optbatch", {"schedule": "sometimes"}, "schedule='sometimes' cannot be used"),
+        ("optbatch", {"schedule": "sometimes"}, 'It must be "constant" or "warmup" or "anneal" or a function: How'),
         ("full", {"prune": 0.3}, "full: prune=0.3 cannot be used"),
     ],
 )
@@ -173,6 +187,7 @@ def test_wrong_settings_are_named_with_what_would_be_right(name: str, settings: 
     with pytest.raises(SettingsError) as error:
         batch_selection(name, **settings)
     assert message in str(error.value)
+    assert str(error.value).count("cannot be used") <= 1
 
 
 def test_an_exit_beyond_the_last_layer_is_named() -> None:

@@ -70,7 +70,9 @@ class BatchSelector(BaseModel, ABC):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise SettingsError("; ".join(_explain(type(self), problem) for problem in error.errors())) from None
+            # a setting of several types has a problem with each of them, told in the same words
+            told = dict.fromkeys(_explain(type(self), problem) for problem in error.errors())
+            raise SettingsError("; ".join(told)) from None
 
     @property
     def last(self) -> Choice | None:
@@ -150,11 +152,11 @@ class BatchSelector(BaseModel, ABC):
             return rate
         return self.prune * min(1.0, (share if self.schedule == "warmup" else 1 - share) / self.ramp)
 
-    def _share(self) -> float:
+    def _share(self, wanted_by: str = "its schedule") -> float:
         """Share of the training that is done, 0 … 1."""
         done, total = self._done or (self._calls, self.total_steps)
         if total is None:
-            raise SettingsError(f"{self.name}: its schedule needs total_steps, the calls in the whole training.")
+            raise SettingsError(f"{self.name}: {wanted_by} needs total_steps, the calls in the whole training.")
         return min(1.0, done / total)
 
     def at(self, step: int, total: int) -> None:

@@ -46,7 +46,8 @@ class InfoBatch(BatchSelector):
     def rate(self) -> float:
         """r at this call; 0 in the last part of the training, whose length must be known unless `anneal` is 0."""
         rate = super().rate()
-        return 0.0 if rate and self.anneal and self._share() >= 1 - self.anneal else rate
+        wanted_by = f"anneal={self.anneal} (its last part uses all; 0 for none)"
+        return 0.0 if rate and self.anneal and self._share(wanted_by) >= 1 - self.anneal else rate
 
     def remember(self, ids: np.ndarray | Tensor, losses: np.ndarray | Tensor) -> None:
         """Tell the losses with which examples were just trained on, (n,) each; NaN where there is no label."""

@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -121,6 +121,8 @@ def accepted(field: FieldInfo) -> str:
     for option in options:
         if typing.get_origin(option) is Literal:
             words += [f'"{value}"' for value in typing.get_args(option)]
+        elif typing.get_origin(option) is Callable:
+            words.append("a function")
         else:
             words.append(names.get(option, str(option)))
     limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
