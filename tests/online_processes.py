@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import distributed as dist
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
@@ -18,6 +20,8 @@ from pursuit.online import InfoBatch, OptBatch, RandomBatch
 from pursuit.online.scoring import EXAMPLE_IDS
 from pursuit.online.trainer import WEIGHTS
 
+# before, a checkpoint is read back to the device "cpu:0", which torch does not know
+GOES_ON = Version(transformers.__version__) >= Version("5.18")
 SETTINGS: dict[str, Any] = {"max_steps": 4, "gradient_accumulation_steps": 2, "logging_steps": 2}
 
 
@@ -69,11 +73,12 @@ def main(folder: Path) -> None:
             ddp_find_unused_parameters=False, **SETTINGS,
         )  # fmt: skip
         found[name] = outcome(trainer)
-        again = train(
-            folder / name, OptBatch(prune=0.5), MODELS[name](), kind=Recording,
-            resume=str(folder / name / "checkpoint-2"), ddp_find_unused_parameters=False, **SETTINGS,
-        )  # fmt: skip
-        found[name + " resumed"] = outcome(again)
+        if GOES_ON:
+            again = train(
+                folder / name, OptBatch(prune=0.5), MODELS[name](), kind=Recording,
+                resume=str(folder / name / "checkpoint-2"), ddp_find_unused_parameters=False, **SETTINGS,
+            )  # fmt: skip
+            found[name + " resumed"] = outcome(again)
     found["random"] = outcome(train(folder, RandomBatch(prune=0.5), MODELS["full"](), kind=Recording, **SETTINGS))
     for name, kind in (("info", Recording), ("info in one pass", OnePass)):
         selector = InfoBatch(prune=0.5, anneal=0)
