@@ -8,6 +8,7 @@ The layouts that lost are kept here only, so that the choice can be checked.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -91,6 +92,7 @@ def gradients(rows: int, columns: int) -> dict[str, Callable[[], Tensor]]:
 
 def main() -> None:
     """Print the tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread")
     for dimension in (1024, 8192):

@@ -6,6 +6,7 @@ stands is used again; one that could not be finished leaves its log beside it an
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import shutil
@@ -86,7 +87,12 @@ def version_here(peer: str) -> str:
 
 def main() -> None:
     """Install the peers named on the command line, all without."""
-    for peer in sys.argv[1:] or PEERS:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"{', '.join(PEERS)}; all of them if none is named")
+    peers = parser.parse_args().peers
+    if unknown := sorted(set(peers) - set(PEERS)):
+        parser.error(f"there is no peer {', '.join(unknown)}; they are {', '.join(PEERS)}")
+    for peer in peers or PEERS:
         try:
             python_of(peer)
             print(peer, version_of(peer))
