@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from pursuit import Features, Run, Selection, Tagcos
-from pursuit.errors import SettingsError, StoreError
+from pursuit.cli.commands import select_from_arrays
+from pursuit.errors import PursuitError, SettingsError, StoreError
 from pursuit.inspection import inspect
-from pursuit.selectors import Selector
+from pursuit.selectors import Random, Selector
 from pursuit.warmup.trajectory import Trajectory
 from test_run import SMALL, place, run_main, write_rows  # noqa: F401  (place is a fixture)
 
@@ -53,7 +54,14 @@ def inputs(folder: Path) -> dict[Path, bytes]:
         ("select --run {0}/run --method random --budget 3 --out {0}/pool.jsonl/x.jsonl", "pool.jsonl/x.jsonl"),
         ("select --run {0}/run --method random --budget 3 --out /proc/x.jsonl", "/proc"),
         ("export --subset {0}/subset.jsonl --to trl --out {0}/pool.jsonl/x.jsonl", "would overwrite what is read"),
+        ("select --run {0}/run --method random --budget 3 --out {0}/a.jsonl", "is a folder"),
+        ("export --subset {0}/subset.jsonl --to trl --out {0}/a.jsonl", "is a folder"),
+        ("export --run {0}/run --selection random-5 --to trl --out {0}/a.jsonl", "is a folder"),
+        ("export --run {0}/run --selection random-5 --to trl --out /proc/x.jsonl", "/proc: cannot be written"),
         ("evaluate --model {0}/model --eval {0}/target.jsonl --metrics loss --out {0}/pool.jsonl", "cannot be written"),
+        ("evaluate --model {0}/model --eval {0}/target.jsonl --metrics loss --out /proc", "cannot be written"),
+        ("finetune --run {0}/run --subset {0}/subset.jsonl --out {0}/pool.jsonl --steps 1", "cannot be written"),
+        ("finetune --run {0}/run --subset {0}/subset.jsonl --out /proc/x --steps 1", "cannot be written"),
         ("compare --run {0}/run --methods random --budgets 5% --eval {0}/target.jsonl --out {0}/pool.jsonl",
          "cannot be written"),
     ],
@@ -62,10 +70,36 @@ def test_an_output_that_cannot_be_is_an_error_and_nothing_is_lost(
     finished: Path, arguments: str, message: str, capsys: Any
 ) -> None:  # fmt: skip
     before = inputs(finished)
+    (finished / "a.jsonl").mkdir(exist_ok=True)
     code, error = run_main(*arguments.format(finished).split(), capsys=capsys)
     assert code == 2
     assert message in " ".join(error.split())
     assert inputs(finished) == before
+
+
+@pytest.mark.parametrize("out", ["/proc/x.jsonl", "/proc/no/x.jsonl", "{0}/a.jsonl"])
+def test_an_output_that_cannot_be_is_found_before_any_work(
+    finished: Path, tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").mkdir()
+    run = Run(tmp_path / "run", model=finished / "model", pool=finished / "pool.jsonl", **SMALL)
+    with pytest.raises(PursuitError, match=r"is a folder|/proc.*cannot be written"):
+        run.select("random", 3, out=out.format(tmp_path))
+    assert not (tmp_path / "run").exists()
+    np.save(tmp_path / "features.npy", np.eye(4))
+    monkeypatch.setattr(Random, "select", lambda *_, **__: pytest.fail("rows were chosen"))
+    with pytest.raises(PursuitError, match=r"is a folder|/proc.*cannot be written"):
+        select_from_arrays("random", 2, tmp_path / "features.npy", None, {}, Path(out.format(tmp_path)), {})
+
+
+def test_a_pool_is_not_written_over_by_a_choice_from_features_of_ones_own(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "features.npy", np.eye(40))
+    monkeypatch.setattr(Random, "select", lambda *_, **__: pytest.fail("rows were chosen"))
+    pool = finished / "pool.jsonl"
+    with pytest.raises(SettingsError, match="would overwrite what is read"):
+        select_from_arrays("random", 2, tmp_path / "features.npy", None, {}, pool, {"pool": [str(pool)]})
 
 
 def test_the_page_of_an_older_selection_does_not_take_the_place_of_the_present_ones(finished: Path) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -118,14 +119,29 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[str | Path]) ->
             raise SettingsError(f"{path}: would overwrite what is read ({hit.pop()}). Name another.")
 
 
+def refuse_unwritable(outputs: Iterable[Path]) -> None:
+    """Find out before any work whether these files can be written; the folders they go into are made.
+
+    Raises:
+        SettingsError: one is a folder.
+        RunError: a folder cannot be made or written into.
+    """
+    for path in outputs:
+        if path.is_dir():
+            raise SettingsError(f"{path}: is a folder. Name a file.")
+        make_folder(path.parent)
+
+
 def make_folder(path: Path) -> Path:
     """The folder, made if it is not there.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be made, or nothing can be written into it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # permissions alone do not tell: of root, or of a read-only disk
+            pass
     except OSError as error:
         raise _unwritable(path, error) from error
     return path

@@ -15,7 +15,8 @@ from pursuit.cli.app import READ_WITH
 from pursuit.engine import engine_for
 from pursuit.errors import DataError, RunError, SettingsError
 from pursuit.export.formats import TrainerFormat
-from pursuit.export.subset import Result, publish
+from pursuit.export.subset import Result, publish, written
+from pursuit.files import refuse_overwriting, refuse_unwritable
 from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.run.export import export_selection, export_subset
 from pursuit.run.jobs import Share, extract_share
@@ -59,7 +60,9 @@ def select_from_arrays(
     reading = {name: settings[name] for name in ("fields", "source_field") if name in settings}
     pool = Pool(settings["pool"], **reading) if settings.get("pool") else None  # no row is skipped: each has features
     if pool is not None:
+        refuse_overwriting(written(subset), [source.path for source in pool.sources])
         check_table(pool, subset)
+    refuse_unwritable(written(subset))
     if pool is not None and pool.count_rows() != len(array):
         raise DataError(f"{features} has {len(array):,} rows but the pool has {pool.count_rows():,}.")
     sources = None if pool is None else [example.source for example in pool]

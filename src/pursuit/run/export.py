@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pursuit.errors import SettingsError, StoreError
 from pursuit.export.formats import Exported, TrainerFormat, TrainOn, check_out, write_for_trainer
 from pursuit.export.subset import read_chosen
-from pursuit.files import refuse_overwriting
+from pursuit.files import refuse_overwriting, refuse_unwritable
 from pursuit.pool import Pool
 from pursuit.run.saved import find_selection
 from pursuit.selectors import Selection
@@ -36,6 +36,7 @@ def export_selection(
         DataError: a row that the trainer would drop or learn from otherwise.
     """
     path = _not_an_input(check_out(to, out), run.pool)
+    refuse_unwritable([path])
     if not isinstance(selection, Selection):
         selection = Selection.load(find_selection(run.folder.selections, selection))
     encoded = run.stages.tokens.opened()
@@ -67,6 +68,7 @@ def export_subset(
     table = read_chosen(Path(subset), len(examples))
     if "path" in table.column_names:
         refuse_overwriting([path], set(table["path"].to_pylist()))
+    refuse_unwritable([path])
     for name in {"source", "path", "line"} & set(table.column_names):
         values = table[name].to_pylist()
         examples = [replace(example, **{name: value}) for example, value in zip(examples, values, strict=True)]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pursuit.encoding import duplicate_groups, render_tokens
 from pursuit.errors import SettingsError, StoreError
 from pursuit.export.subset import CHOSEN, REPORT, Result, beside, chosen_table, publish
-from pursuit.files import fingerprint, read_json, refuse_overwriting, write_record
+from pursuit.files import fingerprint, read_json, refuse_overwriting, refuse_unwritable, write_record
 from pursuit.overview import report_data
 from pursuit.overview.agreement import agreement as agreement_of
 from pursuit.report import AgreementData, write_report
@@ -115,6 +115,7 @@ def report_again(
         if out.suffix != ".html":
             raise SettingsError(f"{out}: the page is HTML; name the file so.")
         refuse_overwriting([out], stages.inputs())
+        refuse_unwritable([out])
     choice, selection = Choice.load(folder), Selection.load(folder)
     subset = Path(choice.subset)
     if choice.method not in {**METHODS, **PRESETS}:

@@ -22,7 +22,7 @@ from pursuit.encoding import Encoder
 from pursuit.engine import Engine, engine_for
 from pursuit.errors import RunError
 from pursuit.export.subset import Result, refuse_shared_table, written
-from pursuit.files import refuse_overwriting
+from pursuit.files import refuse_overwriting, refuse_unwritable
 from pursuit.models.loading import find_device, settled_dtype
 from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.pool.sources import split_name
@@ -175,6 +175,7 @@ class Run:
         if subset is not None:
             refuse_overwriting(written(subset), self.stages.inputs())
             refuse_shared_table(subset)
+            refuse_unwritable(written(subset))
             check_table(self.stages.pool, subset, drop_sources)
         with self.folder.locked():
             made = self._choose(chosen, budget, seed, drop_sources, drop_leaks)
