@@ -86,6 +86,17 @@ def test_lines_of_csv_and_json_arrays_are_where_the_row_starts(tmp_path: Path) -
     assert [example.line for example in Pool(tmp_path / "b.json")] == [2, 5]
 
 
+def test_rows_of_a_json_array_on_one_line_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}, {"text": "b"}, {"no": "c"}]))
+    pool = Pool(tmp_path / "a.json", on_bad_row="skip")
+    assert [row.line for row in pool.stream()] == [1, 2, 3]
+    (tmp_path / "b.json").write_text('[{"text": "a"}, {"text": "b"}, {"text": "c"},\n\n\n\n{"text": "d"}]')
+    assert [example.line for example in Pool(tmp_path / "b.json")] == [1, 2, 3, 5]
+    (tmp_path / "c.json").write_text('[{"text": "a"}, {"text": "b"')
+    with pytest.raises(DataError, match=r"c\.json, line 2: malformed JSON"):
+        list(Pool(tmp_path / "c.json"))
+
+
 @pytest.mark.parametrize(
     ("content", "line", "expected"),
     [

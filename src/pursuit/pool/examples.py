@@ -37,7 +37,8 @@ class Example:
         row: 0-based ordinal over all non-blank rows of all files, good or bad.
         source: the name of the data set it belongs to.
         path: the file it was read from, as the user wrote it.
-        line: 1-based line of the file where the row starts (for Parquet and `datasets`: 1-based row of the file).
+        line: 1-based line of the file where the row starts (for Parquet and `datasets`: 1-based row of the file; in a
+            JSON array the next number, where the row starts on the line of the row before).
         messages: the conversation, or None for a plain-text row.
         text: the plain text, or None for a conversation.
         raw: the row's own bytes without the line ending (JSONL), or the row as JSON (other formats).

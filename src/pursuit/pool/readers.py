@@ -135,12 +135,12 @@ def _json_file(source: Source) -> Iterator[RawRow]:
 
 def _json_array(source: Source) -> Iterator[RawRow]:
     """The elements of one JSON array, decoded from a window of text so that the file is never held whole."""
-    decoder = json.JSONDecoder()
+    decoder, line = json.JSONDecoder(), 0
     with open_bytes(source.path) as handle:
         window = _Window(handle)
         window.skip("[")
         while not window.skip("]"):
-            line = window.line
+            line = max(window.line, line + 1)  # rows on one line are counted on
             try:
                 value, text = window.decode(decoder)
                 closing = window.peek()
