@@ -97,9 +97,13 @@ def test_quotas_that_do_not_fit_the_target_are_found_before_the_model_is_loaded(
 def test_a_target_that_the_run_remembers_is_told_of(place, capsys):
     run = Run(place / "run")
     towards = run.select("gtp", 5).selection
-    assert "towards the target that the run began with" in capsys.readouterr().err
+    told = " ".join(capsys.readouterr().err.split())
+    assert "towards the target that the run began with" in told
+    assert "by --param, or as gtp(in_domain=true) in a comparison" in told
+    run.select("omp", 5)
+    assert "towards" not in capsys.readouterr().err, "said twice"
     assert towards.diagnostics["goal"] == "target"
-    pool = run.select(Gtp(in_domain=True), 5).selection
+    pool = Run(place / "run").select(Gtp(in_domain=True), 5).selection
     assert "towards" not in capsys.readouterr().err
     assert pool.diagnostics["goal"] == "pool"
 

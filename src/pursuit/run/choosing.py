@@ -26,7 +26,7 @@ class Wish:
     """What is to be chosen, checked before any work; see `pursuit.run.run.Run.select`.
 
     Attributes:
-        target_named: the target is this call's own, not that which the run began with.
+        tells_target: say that the target is that which the run began with.
     """
 
     selector: Selector
@@ -34,7 +34,7 @@ class Wish:
     seed: int
     drop_sources: Sequence[str] = ()
     drop_leaks: bool = False
-    target_named: bool = True
+    tells_target: bool = False
 
 
 def checked_selector(
@@ -90,7 +90,9 @@ def _target_rows(stages: Stages, wish: Wish) -> pa.Table | None:
         return None
     rows = stages.encode_target()[0].rows
     selector.check_target_sets([str(name) for name in pc.unique(rows["source"]).to_pylist()])
-    if selector.uses_target and not wish.target_named:
-        files = ", ".join(target)
-        say(f"towards the target that the run began with ({files}); in_domain=true follows the pool instead")
+    if selector.uses_target and wish.tells_target:
+        say(
+            f"towards the target that the run began with ({', '.join(target)}); in_domain=true follows the pool "
+            f"instead: by --param, or as {selector.name}(in_domain=true) in a comparison"
+        )
     return rows

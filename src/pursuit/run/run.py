@@ -57,7 +57,7 @@ class Run:
 
     def __init__(self, folder: str | Path, **settings: Any) -> None:
         self.folder = RunFolder(folder)
-        self._target_given = bool(settings.get("target"))
+        self._tells_target = not settings.get("target")  # once
         self.settings: Settings = _settled(self.folder.resolve(_plain(settings)))
         self.stages = Stages(self.folder, self.settings, self._fill())
         _ = self.pool  # what is missing is found now
@@ -200,7 +200,8 @@ class Run:
         drop_leaks: bool = False,
     ) -> Chosen:  # fmt: skip
         seed = self.settings.seed if seed is None else seed
-        wish = Wish(selector, budget, seed, drop_sources, drop_leaks, target_named=self._target_given)
+        wish = Wish(selector, budget, seed, drop_sources, drop_leaks, self._tells_target)
+        self._tells_target = self._tells_target and not selector.uses_target
         return choose(self.stages, None if self.settings.engine == "local" else self.engine, wish)
 
     def report(
