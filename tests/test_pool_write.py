@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,20 @@ def test_rows_whose_types_do_not_agree_cannot_become_one_table(tmp_path: Path) -
     (tmp_path / "a.jsonl").write_text('{"text": "a", "n": 1}\n{"text": "b", "n": "one"}\n')
     with pytest.raises(DataError, match=r"do not fit into one table .* Write \.jsonl instead"):
         write_subset(Pool(tmp_path / "a.jsonl"), [0, 1], tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize(("value", "why"), [("one", "Could not convert 'one'"), (2**70, "too large"), ([1], "list")])
+def test_the_column_and_the_first_row_that_does_not_fit_are_named(tmp_path: Path, value: Any, why: str) -> None:
+    numbers = [None, 1, 2.5, 3, value, 4, value]
+    rows = [{"text": "a", "n": number, "after": "b"} for number in numbers]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    pool = Pool(tmp_path / "a.jsonl")
+    said = rf"a\.jsonl, line 9: its rows do not fit into one table from this one on, by the column 'n' .*{why}"
+    with pytest.raises(DataError, match=said):
+        check_table(pool, tmp_path / "out.parquet")
+    with pytest.raises(DataError, match=said):
+        write_subset(pool, [6, 4, 2, 1, 0], tmp_path / "out.parquet")
+    write_subset(pool, [0, 1, 2, 3, 5], tmp_path / "out.parquet")
 
 
 def test_wrong_names_rows_and_nothing_at_all_are_errors(tmp_path: Path, pool: Pool) -> None:

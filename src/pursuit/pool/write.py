@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from pursuit.pool.sources import Source
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 HEAD = 50  # rows of a source that tell its columns
 SUBSET_ENDINGS = (*JSON_LINES, ".parquet")
+_UNFIT = (pa.ArrowException, ValueError, TypeError, OverflowError)  # what Arrow raises at values that are no column
 
 
 def check_subset_path(out_path: str | Path) -> Path:
@@ -49,7 +51,7 @@ def check_table(pool: Pool, out_path: str | Path, without: Collection[str] = ())
         records = []
         for row in islice(read_rows(source), HEAD):
             with suppress(BadRow):  # such rows are told of elsewhere
-                records.append(row.load()[0])
+                records.append((row.line, row.load()[0]))
         tables.append((source.path, _source_table(source, records)))
     if tables:
         _one_table(tables)
@@ -108,9 +110,9 @@ def _line_writer(partial: Path, name: str) -> Iterator[BinaryIO]:
 
 def _table(pool: Pool, ascending: np.ndarray) -> pa.Table:
     by_path = {source.path: source for source in pool.sources}
-    records: dict[str, list[Record]] = {}
+    records: dict[str, list[tuple[int, Record]]] = {}
     for example, record in pool.take_records(ascending):
-        records.setdefault(example.path, []).append(record)
+        records.setdefault(example.path, []).append((example.line, record))
     return _one_table([(path, _source_table(by_path[path], rows)) for path, rows in records.items()])
 
 
@@ -130,17 +132,39 @@ def _one_table(tables: Sequence[tuple[str, pa.Table]]) -> pa.Table:
     return joined
 
 
-def _source_table(source: Source, records: list[Record]) -> pa.Table:
+def _source_table(source: Source, rows: list[tuple[int, Record]]) -> pa.Table:
+    """Of the rows of one source, each with its line."""
     schema = arrow_schema(source)
+    if schema is None:
+        names = dict.fromkeys(name for _, record in rows for name in record)
+        return pa.table({name: _column(source, name, rows) for name in names})
     try:
-        if schema is not None:
-            return pa.Table.from_pylist(records, schema=schema)
-        names = list(dict.fromkeys(name for record in records for name in record))
-        return pa.table({name: pa.array([record.get(name) for record in records]) for name in names})
-    except (pa.ArrowException, ValueError, TypeError) as error:
+        return pa.Table.from_pylist([record for _, record in rows], schema=schema)
+    except _UNFIT as error:
         raise DataError(
             f"its rows do not fit into one table ({error}). Write .jsonl instead.", path=source.path
         ) from error
+
+
+def _column(source: Source, name: str, rows: list[tuple[int, Record]]) -> pa.Array:
+    """One field of all rows; a DataError names the first row that does not go with those before."""
+    values = [record.get(name) for _, record in rows]
+    try:
+        return pa.array(values)
+    except _UNFIT as error:
+        first = bisect_left(range(len(values)), True, key=lambda place: not _is_column(values[: place + 1]))
+        raise DataError(
+            f"its rows do not fit into one table from this one on, by the column {name!r} ({error}). Write .jsonl "
+            "instead.", path=source.path, line=rows[first][0],
+        ) from error  # fmt: skip
+
+
+def _is_column(values: list[Any]) -> bool:
+    try:
+        pa.array(values)
+    except _UNFIT:
+        return False
+    return True
 
 
 def _columns(table: pa.Table) -> str:
