@@ -94,6 +94,15 @@ def test_quotas_that_do_not_fit_the_target_are_found_before_the_model_is_loaded(
             Run(tmp_path / "other", **new).select(name, 5, quotas="exam=1")
 
 
+@pytest.mark.parametrize("name", ["tagcos", "tagcos-published", "random"])
+def test_quotas_are_refused_for_a_method_that_follows_no_target(place, tmp_path, capsys, name):
+    flags = ["--run", place / "run", "--method", name, "--quota", "exam=1", "--out", tmp_path / "a.jsonl"]
+    code, text = run_main("select", *flags, capsys=capsys)
+    assert code == 2
+    said = f"--quota: is for methods that follow a target (gtp, less, rds, omp); {name} takes none."
+    assert said in " ".join(text.split())
+
+
 def test_a_target_that_the_run_remembers_is_told_of(place, capsys):
     run = Run(place / "run")
     towards = run.select("gtp", 5).selection

@@ -106,10 +106,20 @@ def _with_flags(
     params = job.params if method in (None, job.method) else {}  # another method has parameters of its own
     parameters = {**params, **parse_parameters(param or [])}
     if quota:
+        _check_takes_quotas(method or job.method)
         parameters["quotas"] = ",".join(quota)
     return job.model_copy(
         update={"params": parameters, **{key: value for key, value in flags.items() if value is not None}}
     )
+
+
+def _check_takes_quotas(name: str) -> None:
+    from pursuit.selectors import describe
+
+    takes = {entry.name: any(parameter.name == "quotas" for parameter in entry.parameters) for entry in describe()}
+    if not takes.get(name, True):  # a name that is not known is told of elsewhere
+        usable = ", ".join(other for other in takes if takes[other])
+        raise SettingsError(f"--quota: is for methods that follow a target ({usable}); {name} takes none.")
 
 
 def _select(job: Job, values: dict[str, Any], settings: Settings | None) -> None:
