@@ -15,13 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pursuit import inspection
 from pursuit.gradients.extract import as_extracted
 from pursuit.inspection import autotune, inspect
 from pursuit.inspection.measure import fitted, spread, time_batches
 from pursuit.inspection.memory import estimated_peak, peak_memory, reset_peak, used_memory
 from pursuit.inspection.pools import choose_examples
 from pursuit.inspection.predict import at_rates, batch_sizes, padded_tokens, planned_batches, predict_memory
-from pursuit.inspection.prospects import Measurement, Timing
+from pursuit.inspection.prospects import Measurement, Proposal, Timing
 from pursuit.models.loading import Lora
 from pursuit.models.trainable import parameter_count, prepare_trainable, trainable_parameters
 from pursuit.recipes import Recipe
@@ -285,6 +286,28 @@ def test_autotune_proposes_what_its_measurements_say(values: dict[str, Any], tmp
     assert prediction.feature_seconds == pytest.approx(prediction.checkpoints * at_rates(proposal.rates, sizes))
     assert run.extract().dimension == prediction.dimension == proposal.dimension
     assert prediction.store_bytes == pytest.approx(stored_bytes(run.folder.features), rel=0.05)
+
+
+def test_a_proposal_that_a_run_would_refuse_is_said_to_need_a_new_one(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, same = (Proposal(9, {d: 0.96}, {}, {512: 1.0}, d, "float16", 512) for d in (2048, 1024))
+
+    def says(proposal: Proposal) -> bool:
+        monkeypatch.setattr(inspection, "autotune_features", lambda *_: proposal)
+        found = inspection.inspect_pool(tmp_path / "run", {} if run.folder.encoded.exists() else values, 0, False, True)
+        assert found.proposal is not None
+        said = "--features.dtype need a new run folder" in " ".join(capsys.readouterr().out.split())
+        assert said == found.proposal.needs_new_run
+        return said
+
+    run = Run(tmp_path / "run", **values)
+    assert not says(other), "no run is there yet"
+    run.encode()
+    assert not says(other), "only tokens stand"
+    run.extract()
+    assert says(other)
+    assert not says(same)
 
 
 def test_agreement_of_two_seeds_is_that_of_two_extractions(values: dict[str, Any], tmp_path: Path) -> None:

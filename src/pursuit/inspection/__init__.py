@@ -18,13 +18,13 @@ import numpy as np
 from rich.console import Console
 
 from pursuit.encoding import EncodedPool
-from pursuit.errors import SettingsError
+from pursuit.errors import RunError, SettingsError
 from pursuit.gradients.extract import as_extracted
 from pursuit.inspection.autotune import autotune as autotune_features
 from pursuit.inspection.data import Inspection, TargetView
 from pursuit.inspection.pools import encode_or_refuse, show_examples, view_pool
 from pursuit.inspection.predict import predict
-from pursuit.inspection.prospects import Prediction
+from pursuit.inspection.prospects import Prediction, Proposal
 from pursuit.inspection.terminal import print_findings, print_inspection, print_prospects, size
 from pursuit.pool import Pool, Refusal
 from pursuit.progress import say
@@ -145,11 +145,23 @@ def _with_prediction(look: _Look, measure: bool, tune: bool) -> Inspection:
         say("trying projections, stored types and batch sizes …")
         with as_extracted(model):
             proposal = autotune_features(model, look.encoded, settings.feature_recipe())
+        proposal = replace(proposal, needs_new_run=_would_refuse(look.run, proposal))
         settings = settings_from(merge(settings.model_dump(), {"features": proposal.settings()}))
     rates = None if proposal is None or settings.features.projection == "rademacher" else proposal.rates
     prediction = predict(model, settings, look.encoded, look.target, look.place, measure, rates)
     found = replace(look.inspection, prediction=prediction, proposal=proposal)
     return replace(found, warnings=tuple(_warnings(found, prediction, look)))
+
+
+def _would_refuse(run: Run, proposal: Proposal) -> bool:
+    """Whether the run stands already and has begun with other features."""
+    if not (run.folder.path / "settings.json").exists():
+        return False
+    try:
+        run.folder.resolve({"features": proposal.settings()})
+    except RunError:
+        return True
+    return False
 
 
 def _warnings(found: Inspection, prediction: Prediction, look: _Look) -> Iterator[str]:

@@ -131,6 +131,7 @@ class Proposal:
         code_error: by stored type, its mean square error on inner products, as a share of the projection's.
         rates: by padded tokens a batch, tokens a second.
         dimension, dtype, batch_tokens: proposed.
+        needs_new_run: whether the inspected run already has something of another dimension or type, and keeps it.
     """
 
     rows: int
@@ -140,6 +141,7 @@ class Proposal:
     dimension: int
     dtype: StoredType
     batch_tokens: int
+    needs_new_run: bool = False
 
     def settings(self) -> dict[str, int | str]:
         """As the group `features` takes them."""

@@ -253,12 +253,18 @@ def _proposed(found: Proposal) -> list[str]:
     )
     by_batch = ", ".join(f"{size}: {rate:,.0f}" for size, rate in found.rates.items())
     flags = " ".join(f"--features.{name.replace('_', '-')} {value}" for name, value in found.settings().items())
-    return [
+    lines = [
         f"Agreement of the rows' inner products between two projection seeds, {found.rows} rows: {by_dimension}.",
         f"Error that a stored type adds, as a share of the projection's at d={found.dimension}: {by_code}.",
         f"Padded tokens a second, by tokens a batch: {by_batch}.",
         f"Proposed: {flags}",
     ]
+    if found.needs_new_run:
+        lines.append(
+            "This run has begun with other features and keeps them: --features.dimension and --features.dtype need a "
+            "new run folder, --features.batch-tokens does not."
+        )
+    return lines
 
 
 def size(number_of_bytes: float) -> str:
