@@ -20,6 +20,7 @@ from pursuit.gradients import AdamState, precondition, trainable_parameters
 from pursuit.gradients import extract as module
 from pursuit.gradients.extract import extract
 from pursuit.recipes import Recipe
+from pursuit.store import features as features_module
 from pursuit.store.features import Features, FeatureStore
 from test_gradients import one_at_a_time, with_lora
 from tiny import tiny_model
@@ -354,6 +355,28 @@ def test_average_is_weighted_over_checkpoints():
     features = Features.from_array(array, weights=[1, 2, 5])
     unit = array / np.linalg.norm(array, axis=2, keepdims=True)
     np.testing.assert_allclose(features.average()[:], np.einsum("ntd,t->nd", unit, [1 / 8, 2 / 8, 5 / 8]), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1.0, 1e30, 1e37])
+def test_rows_of_any_size_have_their_norm_and_become_unit_rows(scale, monkeypatch):
+    monkeypatch.setattr(features_module, "BLOCK", 40)  # several blocks, the last one shorter
+    plain = np.random.default_rng(2).normal(size=(33, 9))
+    plain[4] = 0
+    features = Features.from_array((scale * plain)[:, None])
+    lengths = np.linalg.norm((scale * plain).astype(np.float32).astype(np.float64), axis=1)
+    np.testing.assert_allclose(features.norms[0], lengths, rtol=1e-3 if scale < 1e-38 else 1e-6)
+    unit = np.linalg.norm(np.asarray(features.checkpoint(0)[:], np.float64), axis=1)
+    np.testing.assert_allclose(unit, np.arange(33) != 4, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e39, 3.4e38])
+def test_a_row_that_float32_does_not_hold_is_named(wrong):
+    array = np.ones((5, 3))
+    array[3] = wrong
+    with pytest.raises(StoreError, match=r"row 3 is not finite in float32 \(1 such rows in all\)"):
+        Features.from_array(array)
 
 
 @pytest.mark.parametrize("array", [np.zeros((0, 3)), np.zeros(4), np.array([["a"]]), np.array([[1.0, np.nan]])])

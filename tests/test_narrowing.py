@@ -71,7 +71,7 @@ def test_what_is_known_of_rows_is_narrowed_with_them():
     assert (narrow.num_rows, narrow.num_checkpoints, narrow.dimension) == (int(keep.sum()), 2, 12)
     assert narrow.rows["index"].to_pylist() == np.flatnonzero(keep).tolist()
     np.testing.assert_array_equal(narrow.losses, features.losses[:, keep])
-    np.testing.assert_array_equal(narrow.norms, np.linalg.norm(rows[keep].astype(np.float32), axis=2).T)
+    np.testing.assert_allclose(narrow.norms, np.linalg.norm(rows[keep].astype(np.float32), axis=2).T, rtol=1e-6)
     np.testing.assert_array_equal(narrow.gradient_norms, features.gradient_norms[:, keep])
     np.testing.assert_array_equal(narrow.average()[3:9], features.average()[np.flatnonzero(keep)[3:9]])
     assert narrowed(features, np.ones(40, bool)) is features

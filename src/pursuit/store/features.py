@@ -36,6 +36,8 @@ from pursuit.store.mirror import mirror_of
 from pursuit.store.rows import Average, RowMatrix, Sharded, ShardFiles
 from pursuit.store.shard_files import SMALL, rows_made, shard_is_whole, unfinished_path, write_shard
 
+BLOCK = 1 << 21  # numbers of rows that are taken in float64 at once
+
 
 class Features:
     """What a selector sees: N rows at T checkpoints in d dimensions.
@@ -104,7 +106,7 @@ class Features:
             weights: T checkpoint weights; equal without.
 
         Raises:
-            StoreError: wrong shape, no rows, or NaN or infinity in a row (named).
+            StoreError: wrong shape, no rows, or in a row (named) NaN, infinity, or what is too large for float32.
         """
         array = np.asarray(array)
         if array.ndim not in (2, 3) or 0 in array.shape:
@@ -120,13 +122,15 @@ class Features:
         checkpoints: list[RowMatrix] = []
         norms = np.empty((t, n), dtype=np.float32)
         for number in range(t):
-            matrix = stacked[:, number].astype(np.float32)
-            norms[number] = np.linalg.norm(matrix, axis=1)
+            with np.errstate(over="ignore"):  # told below
+                matrix = stacked[:, number].astype(np.float32)
+                exact = _norms(matrix)
+                norms[number] = exact
             bad = np.flatnonzero(~np.isfinite(norms[number]))
             if len(bad):
-                raise StoreError(f"features: row {bad[0]} is not finite ({len(bad)} such rows in all).")
+                raise StoreError(f"features: row {bad[0]} is not finite in float32 ({len(bad)} such rows in all).")
             if normalise:
-                matrix /= np.where(norms[number] > 0, norms[number], 1)[:, None]
+                matrix /= np.where(exact > 0, exact, 1)[:, None]
             checkpoints.append(matrix)
         names = ["pool"] * n if sources is None else list(sources)
         rows = pa.table({"index": np.arange(n), "source": pa.array(names, pa.string())})
@@ -140,6 +144,13 @@ class Features:
         """Rows alone, (N, 0): for methods that look only at the rows."""
         unknown = np.full((1, rows.num_rows), np.nan, dtype=np.float32)
         return cls([np.empty((rows.num_rows, 0), np.float32)], np.ones(1), rows, unknown, unknown)
+
+
+def _norms(matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) of the rows. In float32, squares of numbers below 1e-22 would be lost, and of those above 1e19 infinite."""
+    step = max(1, BLOCK // matrix.shape[1])
+    blocks = (matrix[start : start + step].astype(np.float64) for start in range(0, len(matrix), step))
+    return np.concatenate([np.linalg.norm(block, axis=1) for block in blocks])
 
 
 class FeatureStore:
