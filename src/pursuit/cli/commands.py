@@ -96,7 +96,8 @@ def load_array(path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise DataError("not a .npy file of numbers, as numpy.save writes it.", path=str(path)) from error
     if not isinstance(array, np.ndarray):  # an .npz archive
-        raise DataError("holds several arrays; save the one with the features by numpy.save.", path=str(path))
+        what = "is an archive of arrays (.npz); save the one with the features alone, by numpy.save."
+        raise DataError(what, path=str(path))
     if array.ndim not in (2, 3) or 0 in array.shape:
         wanted = "(N, d) or (N, T, d) with at least one row"
         raise DataError(f"features must be {wanted}, not {array.shape}.", path=str(path))
