@@ -20,6 +20,7 @@ from pursuit.cli import main
 from pursuit.encoding import Encoder
 from pursuit.errors import RunError, SettingsError
 from pursuit.inspection import Inspection, inspect, print_inspection
+from pursuit.inspection.data import RefusalGroup
 from pursuit.inspection.terminal import print_prospects
 from pursuit.pool import Pool
 from pursuit.run.run import Run
@@ -103,6 +104,31 @@ def test_refused_rows_are_grouped_by_reason_with_the_first_place_of_each(found: 
     assert "cut off" in groups[40][1]
     twice = inspect_lines(found, files, [MALFORMED, "{worse", EMPTY])
     assert [(group.count, group.line) for group in twice] == [(2, 2), (1, 4)]
+
+
+def test_every_kind_of_reason_is_in_the_table_up_to_a_limit(found: Inspection) -> None:
+    groups = tuple(RefusalGroup(f"reason {number}", 1, "a.jsonl", number) for number in range(31))
+    said = printed(replace(found, pool=replace(found.pool, refusals=groups[:30])))
+    assert "reason 29" in said
+    assert "more kind" not in said
+    assert "1 more kind of reasons" in printed(replace(found, pool=replace(found.pool, refusals=groups)))
+
+
+def test_one_is_not_said_in_the_plural(model: Path, tmp_path: Path) -> None:
+    good = row("What is 1?", "It is 1.")
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, (good, good, row("Count.", LONG)))))
+    (tmp_path / "b.jsonl").write_text(json.dumps(good))
+    found = inspect(model=str(model), pool=[str(tmp_path / "a.jsonl")], target=[str(tmp_path / "b.jsonl")], **SMALL,
+                    measure=False)  # fmt: skip
+    said = printed(found)
+    assert "Truncated to" in said
+    assert "1 row, losing" in said
+    assert "Exact duplicates: 1 row more than texts, in 1 group; the largest has 2 rows" in said
+    assert "0 prompts, 0 rows" in said
+    assert "The target\n1 row, 1 usable, 0 refused" in said
+    found = replace(found, pool=replace(found.pool, refused=1, first_refused=("a.jsonl", 1)), warnings=())
+    assert not re.search(r"\b1 (refused |pool )?(rows|groups|prompts)\b", printed(found))
+    assert "the first of 1 refused row of the pool" in printed(found)
 
 
 def inspect_lines(found: Inspection, files: Path, bad: list[str]) -> list[Any]:

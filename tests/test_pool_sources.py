@@ -46,6 +46,16 @@ def test_an_equals_sign_of_a_path_or_pattern_makes_no_name(
         assert [example.source for example in Pool(given)] == [name or "a"]
 
 
+def test_files_of_one_stem_are_one_source_unless_they_are_named(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a" / "train.jsonl").write_bytes(LINE)
+    (tmp_path / "b" / "train.jsonl.gz").write_bytes(gzip.compress(LINE))
+    paths = [tmp_path / "a" / "train.jsonl", tmp_path / "b" / "train.jsonl.gz"]
+    assert [example.source for example in Pool(paths)] == ["train", "train"]
+    assert [example.source for example in Pool([paths[0], f"b={paths[1]}"])] == ["train", "b"]
+
+
 @pytest.mark.parametrize(
     ("ending", "pack"), [("gz", gzip.compress), ("xz", lzma.compress), ("zst", zstandard.compress)]
 )

@@ -66,10 +66,12 @@ def test_appended_gradients_are_those_of_the_same_checkpoints(grown, place):  # 
     assert Run(folder / "run").extract().num_rows == 100
 
 
-def test_appending_twice_is_appending_once(grown):
+def test_appending_twice_is_appending_once(grown, capsys):
     run, _, folder = grown
     run.extract(append=folder / "b.jsonl")
+    capsys.readouterr()
     assert run.extract(append=[folder / "b.jsonl"]).num_rows == 70
+    assert "b.jsonl: already in this run, nothing is appended" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(RunError, match=r"a\.jsonl: already in this run"):
         run.extract(append=folder / "a.jsonl")
     with pytest.raises(DataError, match="missing"):

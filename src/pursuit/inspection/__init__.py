@@ -184,7 +184,8 @@ def _warnings(found: Inspection, prediction: Prediction, look: _Look) -> Iterato
             "of the operations and a little more noise (docs/methods.md)."
         )
     if found.target is not None and found.target.leaked:
-        yield f"{found.target.leaked:,} pool rows also stand in the target: a score on it would flatter them."
+        rows = "1 pool row also stands" if found.target.leaked == 1 else f"{found.target.leaked:,} pool rows also stand"
+        yield f"{rows} in the target: a score on it would flatter them."
 
 
 def _context(model: Any) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pursuit.inspection.prospects import Prediction, Proposal
+from pursuit.report.text import counted
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ class Inspection:
                     path, line = pool.first_refused
                     place = path if line is None else f"{path}, line {line:,}"
                     return (
-                        f"select would stop at the first of {pool.refused:,} refused rows of the {name} ({place}). "
-                        "Mend them, or let it go on without them: --on-bad-row skip."
+                        f"select would stop at the first of {counted(pool.refused, 'refused row')} of the {name} "
+                        f"({place}). Mend them, or let it go on without them: --on-bad-row skip."
                     )
         if self.target is not None and not self.target.pool.usable:
             return "select would stop when it needs the target: no row of it can be used."
@@ -179,4 +180,4 @@ class Inspection:
         if (obstacle := self.obstacle) is not None:
             return obstacle
         without = f", without the {self.pool.refused:,} refused" if self.pool.refused else ""
-        return f"select would choose from {self.pool.usable:,} rows{without}."
+        return f"select would choose from {counted(self.pool.usable, 'row')}{without}."

@@ -19,12 +19,12 @@ from pursuit.inspection.data import (
     TargetView,
 )
 from pursuit.inspection.prospects import Prediction, Proposal
-from pursuit.report.text import about, count, duration, money, number, percent, shorten, visible
+from pursuit.report.text import about, count, counted, duration, money, number, percent, shorten, visible
 
 RESPONSE = "black on green"  # a background, so that white space shows
 OPEN, CLOSE = "⟦", "⟧"  # around response tokens where there are no colours
 SEGMENT = 1200  # characters shown of a segment, half from its start and half from its end
-MOST_SOURCES, MOST_REASONS = 12, 10
+MOST_SOURCES, MOST_REASONS = 12, 30
 BAR = 30  # characters of the longest bar
 _REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 
@@ -120,7 +120,7 @@ def _table(*titles: str) -> Table:
 
 def _pool_parts(inspection: Inspection) -> list[RenderableType]:
     pool = inspection.pool
-    usable = f"{count(pool.rows)} rows, {count(pool.usable)} usable, {count(pool.refused)} refused"
+    usable = f"{counted(pool.rows, 'row')}, {count(pool.usable)} usable, {count(pool.refused)} refused"
     parts: list[RenderableType] = [_heading("The pool"), Text(usable)]
     if pool.refusals:
         parts.append(_refusal_table(pool.refusals))
@@ -133,7 +133,7 @@ def _pool_parts(inspection: Inspection) -> list[RenderableType]:
         table.add_row(name, count(source.rows), percent(source.share), count(source.tokens), response)
     if rest := pool.sources[MOST_SOURCES:]:
         sums = count(sum(source.rows for source in rest)), percent(sum(source.share for source in rest))
-        table.add_row(f"{len(rest)} smaller sources", *sums, count(sum(source.tokens for source in rest)), "")
+        table.add_row(counted(len(rest), "smaller source"), *sums, count(sum(source.tokens for source in rest)), "")
     parts += [table, _length_table(pool.lengths, pool.response_lengths), _histogram(pool.lengths)]
     return parts + [Text(line) for line in _findings(pool, inspection.max_length)]
 
@@ -145,7 +145,7 @@ def _refusal_table(refusals: Sequence[RefusalGroup]) -> Table:
         place = group.path if group.line is None else f"{group.path}, line {group.line:,}"
         table.add_row(count(group.count), Text(safe(place)), Text(safe(shorten(group.reason, 300))))
     if rest := refusals[MOST_REASONS:]:
-        table.add_row(count(sum(group.count for group in rest)), "", f"{len(rest)} more kinds of reasons")
+        table.add_row(count(sum(group.count for group in rest)), "", counted(len(rest), "more kind") + " of reasons")
     return table
 
 
@@ -169,28 +169,28 @@ def _histogram(lengths: Lengths) -> Table:
 
 def _findings(pool: PoolView, max_length: int) -> list[str]:
     cut, same = pool.truncation, pool.duplicates
-    lines = [f"Truncated to {max_length:,} tokens: {count(cut.rows)} rows"]
+    lines = [f"Truncated to {max_length:,} tokens: {counted(cut.rows, 'row')}"]
     if cut.rows:
-        lines[0] += f", which lose {count(cut.tokens)} tokens, {count(cut.response_tokens)} of them response"
-    lines.append(f"Exact duplicates: {count(same.extra)} rows more than texts")
+        lines[0] += f", losing {counted(cut.tokens, 'token')}, {count(cut.response_tokens)} of them response"
+    lines.append(f"Exact duplicates: {counted(same.extra, 'row')} more than texts")
     if same.first is not None:
         path, line = same.first
-        lines[-1] += f", in {count(same.groups)} groups; the largest has {count(same.largest)} rows"
+        lines[-1] += f", in {counted(same.groups, 'group')}; the largest has {counted(same.largest, 'row')}"
         lines[-1] += f" (first: {safe(path)}, line {line:,})"
-    lines.append(f"Same prompt, other response: {count(same.prompts)} prompts, {count(same.prompt_rows)} rows")
+    lines.append(f"Same prompt, other response: {counted(same.prompts, 'prompt')}, {counted(same.prompt_rows, 'row')}")
     lines.append(f"Tokens that hold both response and other text, counted as response: {count(pool.straddling)}")
     return lines
 
 
 def _target_parts(target: TargetView, pool_rows: int) -> list[RenderableType]:
     pool = target.pool
-    text = f"{count(pool.rows)} rows, {count(pool.usable)} usable, {count(pool.refused)} refused"
+    text = f"{counted(pool.rows, 'row')}, {count(pool.usable)} usable, {count(pool.refused)} refused"
     if pool.lengths is not None:
-        text += f", {count(pool.lengths.total)} tokens"
+        text += f", {counted(pool.lengths.total, 'token')}"
     parts: list[RenderableType] = [_heading("The target"), Text(text)]
     if pool.refusals:
         parts.append(_refusal_table(pool.refusals))
-    leaked = f"{count(target.leaked)} of {count(pool_rows)} pool rows stand in the target"
+    leaked = f"{count(target.leaked)} of {counted(pool_rows, 'pool row')} stand in the target"
     parts.append(Text(f"{leaked}; {count(target.leaked_prompts)} have the prompt of a target row."))
     return parts
 
@@ -203,7 +203,7 @@ def _prediction_table(found: Prediction, price_per_hour: float | None, currency:
         cost = [] if price_per_hour is None else [money(seconds, price_per_hour, currency) if seconds else ""]
         table.add_row(*(Text(cell, style=style) for cell in (stage, _time(seconds), *map(safe, cost), work)))
 
-    steps = f"{count(found.warmup_steps)} steps, {count(found.warmup_examples)} examples"
+    steps = f"{counted(found.warmup_steps, 'step')}, {counted(found.warmup_examples, 'example')}"
     add("warm-up", found.warmup_seconds, f"{steps}, {count(found.warmup_tokens)} padded tokens")
     if found.directions_tokens:
         passes = f"{count(found.directions_tokens)} tokens, row by row, × {found.checkpoints} checkpoints"

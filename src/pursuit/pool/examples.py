@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pursuit.errors import DataError
 
-LEAVE_OUT = "--on-bad-row skip leaves such rows out and lists them; `pursuit inspect` shows all of them beforehand."
+LEAVE_OUT = "--on-bad-row skip leaves such rows out and lists them; `pursuit inspect` counts them by kind of reason."
 
 
 class BadRow(Exception):

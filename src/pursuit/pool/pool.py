@@ -23,7 +23,7 @@ class Pool:
     Each path may be a file (JSON lines, one JSON array, CSV, TSV, Parquet; the text kinds also .gz, .zst, .xz), a glob,
     an fsspec URL, a folder saved by `datasets`, or anything `datasets.load_dataset` takes, with `:split` after it if it
     is not to be "train". `name=path` names the source of its rows; otherwise a row's own `source_field` does, otherwise
-    the file's name.
+    the file's name without folder and endings.
 
     Args:
         paths: one or more of the above; their order is the order of the rows.

@@ -37,6 +37,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(value: int, unit: str) -> str:
+    """A number of things, by the unit's name in the singular: 1 row, 2 rows."""
+    return f"{count(value)} {unit}" if value == 1 else f"{count(value)} {unit}s"
+
+
 def number(value: float | None) -> str:
     """Four significant digits, thousands separated; a dash when unknown."""
     if value is None or not math.isfinite(value):

@@ -140,6 +140,7 @@ class Run:
         self.stages.warmup()  # on the rows that the run began with, whatever joins them
         parts = self.folder.parts(s.pool)
         if any(part.paths == paths for part in parts[1:]):
+            say(f"{', '.join(paths)}: already in this run, nothing is appended")
             return  # the same command again
         if twice := {source.path for source in self.pool.sources} & {source.path for source in more.sources}:
             raise RunError(f"{', '.join(sorted(twice))}: already in this run. Append only files that are new.")
