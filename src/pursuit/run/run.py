@@ -26,6 +26,7 @@ from pursuit.files import refuse_overwriting, refuse_unwritable
 from pursuit.models.loading import find_device, settled_dtype
 from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.pool.sources import split_name
+from pursuit.progress import say
 from pursuit.run.choosing import Wish, checked_selector, choose
 from pursuit.run.folder import RunFolder
 from pursuit.run.jobs import OnDevices
