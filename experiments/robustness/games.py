@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.gradients import PROJECTION_SEEDS
-from experiments.robustness.study import GOALS, Changes, Folders, Games, Study
+from experiments.robustness.study import GOALS, IN_DOMAIN, Changes, Folders, Games, Study
 from experiments.textgames.data import FIRST_TRAINING, Sizes, first_model
 from experiments.textgames.setting import RUN, TRAINING
 
@@ -104,6 +104,25 @@ def budgets(folders: Folders) -> Study:
         changes = {share: {"methods": methods, "budgets": (share,)} for share in ("0.5%", "1%", "2%", "5%", "20%")}
         goals[goal] = games.changed(goal, changes)
     return Study("Text games: rising budgets.", goals)
+
+
+def weighted(folders: Folders) -> Study:
+    """Each row's loss times the weight that its selection gave it."""
+    games = Games.made(folders.textgames)
+    chosen = {"targeted": ("gtp", "omp", "random"), "in-domain": IN_DOMAIN}
+    ways = {"unweighted": TRAINING, "weighted": replace(TRAINING, weighted=True)}
+    goals: dict[str, Changes] = {
+        goal: {
+            f"{share}, {name}": {"methods": methods, "budgets": (share,), "train": way}
+            for share in ("1%", "5%", "20%")
+            for name, way in ways.items()
+        }
+        for goal, methods in chosen.items()
+    }
+    return Study(
+        "Text games: trained with the weights of the selection (`--weighted`) and without.",
+        {goal: games.changed(goal, changes) for goal, changes in goals.items()},
+    )
 
 
 def iterations(folders: Folders) -> Study:
