@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pursuit.batches import EncodedRows, collate, plan_batches
-from pursuit.devices import out_of_memory
+from pursuit.devices import Repeatable, out_of_memory
 from pursuit.errors import ModelError
 from pursuit.gradients.capture import batch_gradients
 from pursuit.gradients.extract import batch_features, projections
@@ -72,7 +73,8 @@ def _rates(
     shard = order[: recipe.rows_a_shard(len(encoded))].tolist()
     rates: dict[int, float] = {}
     begun = time.perf_counter()
-    on_gpu = next(model.parameters()).device.type == "cuda"
+    device = next(model.parameters()).device
+    on_gpu, repeatable = device.type == "cuda", Repeatable(device)  # the kernels of extraction
     for size in BATCH_TOKENS + (LARGER if on_gpu else ()):
         batches = plan_batches(shard, encoded.lengths, size)
         batch = batches[len(batches) // 2]
@@ -81,7 +83,7 @@ def _rates(
         try:
             for _ in range(3):  # the first is not counted
                 start = time.perf_counter()
-                batch_features(model, encoded, batch, projection, direction)
+                repeatable(partial(batch_features, model, encoded, batch, projection, direction))
                 took.append(time.perf_counter() - start)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):

@@ -13,7 +13,7 @@ from scipy.optimize import nnls
 from torch import nn
 
 from pursuit.batches import EncodedRows, collate
-from pursuit.devices import free_cached_memory, out_of_memory
+from pursuit.devices import Repeatable, free_cached_memory, out_of_memory
 from pursuit.errors import PursuitError
 from pursuit.gradients.extract import as_extracted, batch_features, check_gradients, projections
 from pursuit.gradients.losses import token_losses
@@ -76,8 +76,10 @@ def _time_features(
     size, dense = parameter_count(model), recipe.projection == "rademacher"
     device = next(model.parameters()).device
 
+    repeatable = Repeatable(device)
+
     def work(rows: list[int]) -> None:
-        batch_features(model, encoded, rows, projection, direction)
+        repeatable(lambda: batch_features(model, encoded, rows, projection, direction))
 
     timing = time_batches(batches, encoded.lengths, work, seconds, device)
     rows = max(1, sum(map(len, batches)) // len(batches))
