@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ def main(folder: Path) -> None:
     found["all"] = outcome(train(folder, OptBatch(prune=0.0), MODELS["full"](), kind=Recording, **SETTINGS))
     found["plain"] = {"weights": _sums(train(folder, None, MODELS["full"](), kind=Trainer, **SETTINGS).model)}
     (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # threads of torch's own have aborted a process at its very end, when all of this was done
 
 
 if __name__ == "__main__":
