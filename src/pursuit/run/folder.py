@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pursuit.errors import RunError, StoreError
-from pursuit.files import read_json, write_json
+from pursuit.files import make_folder, read_json, write_json
 from pursuit.run.timings import Timings, added_up
 from pursuit.settings import LATER, Settings, differences, merge, settings_from
 
@@ -135,15 +135,6 @@ class RunFolder:
         begun = (self.warmup / "warmup.json", self.features, self.path / "embeddings")
         return not any(path.exists() for path in begun)
 
-    def _create(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink(missing_ok=True)  # jobs that start together take the same
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror}). Choose another folder.") from error
-
     @contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:
         """Hold the folder for this process; the lock goes with the process, however it ends.
@@ -154,7 +145,7 @@ class RunFolder:
         Raises:
             RunError: another process holds it (named).
         """
-        self._create()
+        make_folder(self.path)
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with open(self.path / "lock", "a+") as handle:
             try:
