@@ -6,8 +6,8 @@ import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.peers.common import COMPARED, LONGEST, TOKENS
 from benchmarks.peers.install import PEERS, InstallError, python_of, version_here, version_of
+from benchmarks.processes import FailedError, OnCall, on_call
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
@@ -26,7 +27,7 @@ FLOOR, OURS = "forward + backward, frozen", "pursuit"
 SLOW = ("trak", "less' own way")  # once is enough
 OTHERS = ("bergson", "dattri-llm", "logix", "trak", "less' own way")
 MODELS = {"small": "small Llama", "smollm2": "Llama of SmolLM2-135M's size"}
-PATIENCE = 120  # seconds that one process may take beside a GPU, which is not ours for long
+PATIENCE = 150.0  # seconds that one process may take beside a GPU, which is not ours for long
 
 
 @dataclass(frozen=True)
@@ -112,21 +113,35 @@ def commands(peers: list[str], work: Work) -> tuple[dict[str, list[str]], dict[s
     return ways, versions
 
 
-def once(command: list[str], work: Work) -> dict[str, Any] | str:
-    """The line that one process answers with, or the last line of its error."""
-    script = [command[0], str(SCRIPTS / command[1]), *command[2:], *work.options]
-    patience = PATIENCE if work.cuda else None
-    try:
-        done = subprocess.run(
-            script, capture_output=True, text=True, env=work.environment, check=False, timeout=patience
-        )
-    except subprocess.TimeoutExpired:
-        return f"not done after {patience} seconds"
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        return (done.stderr.strip().splitlines() or ["no answer"])[-1]
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+def called_in_turn(ways: Mapping[str, list[str]], work: Work, rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """What each process answers in each round; one that fails is named and left out.
+
+    All get ready at once, and one works at a time.
+    """
+    scripts = {name: [one[0], str(SCRIPTS / one[1]), *one[2:], *work.options] for name, one in ways.items()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
+    with on_call(scripts, work.environment, PATIENCE if work.cuda else 3600.0) as processes:
+
+        def answers(name: str, ask: Callable[[OnCall], dict[str, Any] | None]) -> dict[str, Any] | None:
+            try:
+                return ask(processes[name])
+            except FailedError as error:
+                print(f"left out: {name} failed: {error}", flush=True)
+                failed.add(name)
+                return None
+
+        failed: set[str] = set()
+        for name in ways:
+            answers(name, OnCall.ready)
+        for turn in range(rounds):
+            for name in ways:
+                if name in failed or (turn and name in SLOW):
+                    continue
+                if answer := answers(name, OnCall.call):
+                    found[name].append(answer)
+                    if work.cuda:  # lest all be lost when the GPU is taken away
+                        print(f"round {turn + 1}, {name}: {answer['rate']:,.0f} rows/s", flush=True)
+    return {name: answers for name, answers in found.items() if answers}
 
 
 def pool_lengths(pool: str, model: str, count: int, folder: Path) -> Path:
@@ -143,33 +158,17 @@ def pool_lengths(pool: str, model: str, count: int, folder: Path) -> Path:
 @functools.cache
 def exact_cosines(work: Work) -> list[float]:
     """Of all coordinates of the first rows; none if they could not be made."""
-    found = once([sys.executable, "ours.py"], work)
-    if isinstance(found, str):
-        print(f"nothing to compare cosines with: {found}", flush=True)
-        return []
-    cosines: list[float] = found["cosines"]
+    found = called_in_turn({"all coordinates": [sys.executable, "ours.py"]}, work, 1)
+    cosines: list[float] = found["all coordinates"][0]["cosines"] if found else []
     return cosines
 
 
 def compare(peers: list[str], work: Work, rounds: int) -> None:
     """Print the table of one kind of work."""
     ways, versions = commands(peers, work)
-    exact = exact_cosines(replace(work, side=0, rows=COMPARED, batch=min(work.batch, 16)))
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    for turn in range(rounds):
-        for name, command in list(ways.items()):
-            if turn and name in SLOW:
-                continue
-            answer = once(command, work)
-            if isinstance(answer, str):
-                print(f"left out: {name} failed: {answer}", flush=True)
-                del ways[name]
-                if not found[name]:
-                    del found[name]
-            else:
-                found[name].append(answer)
-                if work.cuda:  # lest all be lost when the GPU is taken away
-                    print(f"round {turn + 1}, {name}: {answer['rate']:,.0f} rows/s", flush=True)
+    # beside a GPU, which is not ours for long, without: a projection is the same there
+    exact = [] if work.cuda else exact_cosines(replace(work, side=0, rows=COMPARED))
+    found = called_in_turn(ways, work, rounds)
     print(f"\n{work}, {rounds} rounds in turn")
     unit = "rows/s (range)" if work.cuda else "rows/CPU-s (range)"
     print(f"{'':28} {unit:22} × frozen pass   pursuit is   added MB   bytes/row   cosines'")

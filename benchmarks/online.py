@@ -187,13 +187,15 @@ def main() -> None:
     parser.add_argument("--scores", nargs="+", help="cheaper scores to compare, by their names in the table")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--one-memory", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.one_memory:
         one_memory(arguments)
         return
-    print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} threads, {arguments.rounds} rounds")
+    print(f"torch {torch.__version__}, {arguments.device}, {arguments.dtype}, {arguments.threads} threads, "
+          f"{arguments.rounds} rounds")  # fmt: skip
     for part in arguments.parts:
         print(f"\n{part}")
         {"cost": cost, "memory": memory, "agreement": agreement}[part](arguments)

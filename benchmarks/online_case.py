@@ -70,7 +70,7 @@ class Case:
             rows, prompts = pool_rows(arguments)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
         model = get_peft_model(model, LoraConfig(r=8, lora_alpha=32, target_modules=targets)) if lora else model
-        self.model = model.train().to(arguments.device)
+        self.model = model.train().to(arguments.device, getattr(torch, arguments.dtype))
         self.name = f"{Path(arguments.model or 'random Llama').name}, {'LoRA' if lora else 'full'}"
         size = arguments.batch
         self.batches = [

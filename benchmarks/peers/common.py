@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -210,7 +211,8 @@ def answer(
     work: Callable[[list[Row]], Tensor | None], rows: list[Row], asked: argparse.Namespace, computed: str,
     batch: int = 0,
 ) -> None:  # fmt: skip
-    """Do the work on one batch untimed and on all rows timed, and print what it took as one line of JSON.
+    """Do the work on one batch untimed and print a line; then, on each line of the input, do it on all rows, timed, and
+    print what it took as one line of JSON. (See `benchmarks.processes`.)
 
     On a GPU all rows are gone over untimed as well, since kernels are chosen at their first use. Side 0 is only
     compared with: its time means nothing.
@@ -225,9 +227,12 @@ def answer(
         work(rows[: batch or asked.batch])
     if asked.side and cuda:
         work(rows)
-    features, seconds, added = (_on_gpu if cuda else _on_cpu)(lambda: work(rows))
-    found: dict[str, Any] = {"rate": len(rows) / seconds, "added_mb": added, "computed": computed}
-    if features is not None:
-        found["bytes_a_row"] = features.nbytes / len(features)
-        found["cosines"] = _cosines(features[:COMPARED], asked.device)
-    print(json.dumps(found))
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        features, seconds, added = (_on_gpu if cuda else _on_cpu)(lambda: work(rows))
+        found: dict[str, Any] = {"rate": len(rows) / seconds, "added_mb": added, "computed": computed}
+        if features is not None:
+            found["bytes_a_row"] = features.nbytes / len(features)
+            found["cosines"] = _cosines(features[:COMPARED], asked.device)
+        del features
+        print(json.dumps(found), flush=True)

@@ -96,14 +96,32 @@ def split_model(model: nn.Module) -> SplitModel | None:
 
 
 def forward_inputs(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a forward pass is given: ids, mask, and positions that left padding does not shift; no cache."""
-    accepted = forward_arguments(module)
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    """What a forward pass is given: ids, mask, and positions that left padding does not shift; no cache.
+
+    Where tokens see only what stands before them, padding behind them changes nothing and need not be masked out: torch
+    then takes its kernels for causal attention, where any mask is a (B, T, T) matrix for slower ones.
+    """
+    accepted, mask = forward_arguments(module), batch["attention_mask"]
+    if _looks_back_only(module) and bool((mask[:, 1:] <= mask[:, :-1]).all()):
+        mask = torch.ones_like(mask)
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": mask}
     if "position_ids" in accepted:
-        inputs["position_ids"] = (batch["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return inputs
+
+
+def _looks_back_only(module: nn.Module) -> bool:
+    """Whether every attention of a model of transformers says that it is causal, and torch computes it."""
+    if isinstance(module, PeftModel):
+        if module.active_peft_config.is_prompt_learning:
+            return False
+        module = module.get_base_model()
+    if not isinstance(module, PreTrainedModel) or module.config._attn_implementation != "sdpa":
+        return False
+    said = [part.is_causal for part in module.modules() if hasattr(part, "is_causal")]
+    return bool(said) and all(flag is True for flag in said)
 
 
 def forward_arguments(model: nn.Module) -> set[str]:

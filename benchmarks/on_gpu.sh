@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# What only a GPU can show, in one call of some minutes. Every part has a time limit, and prints its own.
+#
+#   benchmarks/on_gpu.sh MODEL DATA OUT [PART ...]
+#
+# MODEL  folder of SmolLM2-135M-Instruct, as `python -m demo` leaves it in the cache
+# DATA   pool.jsonl and target.jsonl of the study larger-pool (`python -m experiments.robustness`), and lengths.json, see
+#        benchmarks/gpu.py
+# PART   solvers attempts rates peers online quantized predict; all of them without
+set -uo pipefail
+model=$1 data=$2 out=$3
+shift 3
+mkdir -p "$out"
+here=$(cd "$(dirname "$0")/.." && pwd)
+cd "$here"
+export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore TOKENIZERS_PARALLELISM=false
+
+solvers() { python3 -m benchmarks.solvers --device cuda --wide --forms; }
+
+attempts() {
+    python3 -m benchmarks.gpu_attempts --lengths "$data/lengths.json" --budget 16384
+    python3 -m benchmarks.gpu_attempts --lengths "$data/lengths.json" --budget 32768 --rounds 2
+}
+
+rates() {
+    python3 -m benchmarks.gpu --model "$model" --lengths "$data/lengths.json" --rows 512 --budgets 16384 \
+        --parts peaks extraction precision profile
+}
+
+peers() {
+    head -n 1500 "$data/pool.jsonl" > "$out/some.jsonl"
+    python3 -m benchmarks run --parts beside --peers bergson dattri-llm logix "less' own way" --here --device cuda \
+        --dtype bfloat16 --size smollm2 --sides 16 --rows 512 --batch 128 --rounds 3 \
+        --model "$model" --pool "$out/some.jsonl"
+}
+
+online() {
+    python3 -m benchmarks.online --parts cost --device cuda --dtype bfloat16 --model "$model" --pool "$data/pool.jsonl" \
+        --batch 128 --rates 0.5 0.7 --rounds 3
+}
+
+quantized() {
+    python3 -m benchmarks.quantized --model "$model" --pool "$data/pool.jsonl" --target "$data/target.jsonl" \
+        --out "$out/quantized" --rows 600 --device cuda
+}
+
+# `inspect` says how long; then the run itself
+predict() {
+    local settings=(--model "$model" --pool "$data/pool.jsonl" --target "$data/target.jsonl" --chat-template chatml
+        --max-length 512 --dtype bfloat16 --on-bad-row skip --warmup.checkpoint-steps 26,52 --warmup.sample 400
+        --warmup.batch-size 32)
+    python3 -m pursuit inspect "${settings[@]}" --autotune
+    time python3 -m pursuit warmup "${settings[@]}" --run "$out/predicted"
+    time python3 -m pursuit extract --run "$out/predicted"
+}
+
+limits="solvers:150 attempts:150 rates:150 peers:200 online:90 quantized:90 predict:200"
+for part in ${*:-solvers attempts rates peers online quantized predict}; do
+    limit=$(sed "s/.*$part:\([0-9]*\).*/\1/" <<< "$limits")
+    begun=$SECONDS
+    export -f "$part"
+    export model data out
+    timeout "$limit" bash -c "$part" > "$out/$part.txt" 2> "$out/$part.err" || echo "$part ended with $?"
+    echo "== $part, $((SECONDS - begun)) s"
+    grep -v '^$' "$out/$part.txt" | tail -n 60
+    tail -n 6 "$out/$part.err"
+done
