@@ -26,6 +26,7 @@ from pursuit import Run
 from pursuit.batches import plan_batches
 from pursuit.files import write_text
 from pursuit.gradients import Preconditioning, trainable_parameters
+from pursuit.gradients.capture import ExampleGradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.recipes import Recipe
 
@@ -86,10 +87,10 @@ def _in(way: str, model: nn.Module, trained: dict[str, torch.Tensor]) -> None:
 
 
 def _features(model: nn.Module, encoded: Any) -> np.ndarray:
-    _, projection = projections(model, RECIPE)
+    gradients, (_, projection) = ExampleGradients(model), projections(model, RECIPE)
     found = np.empty((len(encoded), RECIPE.dimension))
     for rows in plan_batches(range(len(encoded)), encoded.lengths, RECIPE.batch_tokens):
-        found[rows] = batch_features(model, encoded, rows, projection, Preconditioning("sgd", None))["features"]
+        found[rows] = batch_features(gradients, encoded, rows, projection, Preconditioning("sgd", None))["features"]
     return found
 
 

@@ -22,6 +22,7 @@ from benchmarks.peers.common import small_llama
 from benchmarks.rows import KnownRows, random_rows
 from pursuit.batches import plan_batches
 from pursuit.gradients import Preconditioning
+from pursuit.gradients.capture import ExampleGradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.inspection.costs import Shape, shape_of
 from pursuit.inspection.predict import PER_ROW, padded_tokens
@@ -41,13 +42,13 @@ def seconds(
     """CPU seconds of one pass (median), and its operations."""
     recipe = Recipe(projection=kind, preconditioner="sgd")
     sketch, projection = projections(model, recipe)
-    direction = Preconditioning("sgd", None, sketch=sketch)
+    direction, gradients = Preconditioning("sgd", None, sketch=sketch), ExampleGradients(model, sketch=sketch)
     batches = plan_batches(range(len(rows)), rows.lengths, 1024)
     found = []
     for _ in range(rounds + 1):
         start = time.process_time()
         for batch in batches:
-            batch_features(model, rows, batch, projection, direction)
+            batch_features(gradients, rows, batch, projection, direction)
         found.append(time.process_time() - start)
     labelled = sum(int(rows[row][1][1:].sum()) for row in range(len(rows)))
     tokens = padded_tokens(rows.lengths, batches)

@@ -32,12 +32,13 @@ from pursuit.encoding import Encoder, encode_pool
 from pursuit.gradients import (
     AdamState,
     Preconditioning,
-    batch_gradients,
     example_losses,
     make_projection,
     trainable_parameters,
 )
+from pursuit.gradients.capture import ExampleGradients
 from pursuit.gradients.extract import batch_features, projections
+from pursuit.gradients.split import split_model
 from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
 from pursuit.recipes import Preconditioner, ProjectionKind, Recipe
@@ -53,16 +54,22 @@ def add_lora(model: nn.Module, rank: int) -> nn.Module:
     return model.eval()
 
 
-def plain_pass(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+class Plain:
     """Forward and backward with frozen weights: gradients flow to the embeddings' output and nothing is kept."""
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    model.requires_grad_(False)
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    handle = embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
-    example_losses(model, batch).sum().backward()
-    handle.remove()
-    for name, p in model.named_parameters():
-        p.requires_grad_(flags[name])
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.split, self.learnt = model, split_model(model), list(trainable_parameters(model).values())
+        self.embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> None:
+        """One batch."""
+        for parameter in self.learnt:
+            parameter.requires_grad_(False)
+        handle = self.embeddings.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
+        example_losses(self.model, batch, split=self.split).sum().backward()
+        handle.remove()
+        for parameter in self.learnt:
+            parameter.requires_grad_(True)
 
 
 def ignore(name: str, block: torch.Tensor) -> None:
@@ -110,12 +117,14 @@ def measure(label: str, model: nn.Module, rows: KnownRows, batch_tokens: int, ro
         recipe = Recipe(dimension=dimension, projection=how, preconditioner=kind)
         sketch, projection = projections(model, recipe)
         direction = Preconditioning(kind, state, device=device, sketch=sketch)
-        return of_all(batches, lambda batch: batch_features(model, rows, batch, projection, direction))
+        gradients = ExampleGradients(model, sketch=direction.sketch)
+        return of_all(batches, lambda batch: batch_features(gradients, rows, batch, projection, direction))
 
+    gradients_alone = ExampleGradients(model)
     seconds = in_turn({
-        "plain forward + backward, frozen": of_all(tensors, lambda batch: plain_pass(model, batch)),
+        "plain forward + backward, frozen": of_all(tensors, Plain(model)),
         "per-example gradients": of_all(
-            tensors, lambda batch: batch_gradients(model, batch, parameters, ignore)
+            tensors, lambda batch: gradients_alone(batch, ignore)
         ),
         "  + sgd, d=1024": features("sgd", 1024), "  + sgd, d=8192": features("sgd", 8192),
         "  + adam, d=1024": features("adam", 1024), "  + adam, d=8192": features("adam", 8192),

@@ -30,10 +30,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.extraction import captured, ignore, plain_pass
+from benchmarks.extraction import Plain, captured, ignore
 from benchmarks.rows import KnownRows
 from pursuit.batches import collate, plan_batches
-from pursuit.gradients import AdamState, Preconditioning, batch_gradients, example_losses, trainable_parameters
+from pursuit.gradients import AdamState, Preconditioning, example_losses, trainable_parameters
+from pursuit.gradients.capture import ExampleGradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.inspection.costs import shape_of
 from pursuit.recipes import Preconditioner, ProjectionKind, Recipe
@@ -111,7 +112,8 @@ class Work:
             state = AdamState(moments, {n: value.square() for n, value in moments.items()}, step=10)
         sketch, projection = projections(model, Recipe(dimension=dimension, projection=how, preconditioner=kind))
         direction = Preconditioning(kind, state, momentum=False, device=self.device, sketch=sketch)
-        return lambda batch: batch_features(model, self.rows, batch, projection, direction)["features"]
+        gradients = ExampleGradients(model, sketch=direction.sketch)
+        return lambda batch: batch_features(gradients, self.rows, batch, projection, direction)["features"]
 
 
 def _sizes(rows: int) -> list[tuple[int, int]]:
@@ -166,7 +168,7 @@ def extraction(work: Work) -> None:
 
 
 def _rates(work: Work, model: nn.Module, ways: dict[str, Any], batches: list[list[int]], title: str) -> None:
-    parameters = trainable_parameters(model)
+    plain, gradients = Plain(model), ExampleGradients(model)
 
     def over(way: Callable[[list[int]], object]) -> Callable[[], None]:
         def run() -> None:
@@ -179,8 +181,8 @@ def _rates(work: Work, model: nn.Module, ways: dict[str, Any], batches: list[lis
         return collate(work.rows, batch, work.device)
 
     todo = {
-        "forward + backward, frozen": over(lambda batch: plain_pass(model, put(batch))),
-        "per-example gradients": over(lambda batch: batch_gradients(model, put(batch), parameters, ignore)),
+        "forward + backward, frozen": over(lambda batch: plain(put(batch))),
+        "per-example gradients": over(lambda batch: gradients(put(batch), ignore)),
         **{name: over(way) for name, way in ways.items()},
     }
     found: dict[str, list[float]] = {name: [] for name in todo}

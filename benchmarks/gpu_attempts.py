@@ -27,7 +27,7 @@ from unittest import mock
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.extraction import plain_pass
+from benchmarks.extraction import Plain
 from benchmarks.gpu import CASES, Work, seconds
 from pursuit.batches import collate
 from pursuit.devices import deterministic
@@ -127,11 +127,12 @@ def _compiled(work: Work, batches: list[list[int]]) -> dict[str, Callable[[], ob
 def _plain(
     work: Work, model: Any, batches: list[list[int]], around: Callable[[], Any] = contextlib.nullcontext
 ) -> Callable[[], None]:
+    plain = Plain(model)
+
     def run() -> None:
         with around():
             for batch in batches:
-                inputs = collate(work.rows, batch, work.device)
-                plain_pass(model, inputs)
+                plain(collate(work.rows, batch, work.device))
 
     return run
 

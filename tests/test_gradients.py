@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from pursuit.errors import DataError, ModelError
 from pursuit.gradients import example_gradients, trainable_parameters
+from pursuit.gradients.capture import ExampleGradients
 from tiny import CONFIGS, VOCABULARY, tiny_model
 
 TARGETS = {
@@ -222,3 +223,20 @@ def test_a_batch_of_another_kind_is_told_what_is_wrong(harm, said):
     batch = {name: value for name, value in {**batch_of(random_examples([6, 9])), **harm}.items() if value is not None}
     with pytest.raises(DataError, match=said):
         example_gradients(with_lora("llama"), batch)
+
+
+def test_one_model_for_many_batches_as_for_one_each():
+    """Weights that were changed between them are those that count, and the model is as it was after each."""
+    model = with_lora("gpt2", dropout=0.5)
+    gradients = ExampleGradients(model)
+    for seed in range(3):
+        rows, found = random_examples([5 + seed, 9], seed), {}
+        model.train()
+        gradients(batch_of(rows), lambda name, block: found.update({name: block.clone().flatten(1)}))  # noqa: B023
+        assert all(module.training for module in model.modules())
+        assert list(trainable_parameters(model)) == list(gradients.parameters)
+        expected = one_at_a_time(model, rows)
+        assert relative_error(torch.cat([found[name] for name in gradients.parameters], dim=1), expected) <= 1e-5
+        with torch.no_grad():
+            for parameter in gradients.parameters.values():
+                parameter.add_(0.1 * torch.randn_like(parameter))

@@ -1,5 +1,6 @@
 """Shards of a feature store: how long they are, and going on in the middle of one."""
 
+import gc
 import itertools
 import sys
 from dataclasses import replace
@@ -193,3 +194,17 @@ def test_what_did_not_fit_is_not_tried_again_in_the_same_shard(model, checkpoint
     whole = len(refused) // 2  # of two checkpoints
     assert refused[:whole] == refused[whole:] == sorted(set(refused[:whole]), reverse=True)
     assert all(a >= 1.5 * b for a, b in itertools.pairwise(refused[:whole]))
+
+
+def test_what_stood_before_a_shard_is_not_looked_through_for_garbage(model, checkpoints, tmp_path, monkeypatch):  # noqa: F811
+    real, frozen = module.batch_features, []
+
+    def counted(*arguments):
+        frozen.append(gc.get_freeze_count())
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "batch_features", counted)
+    before = gc.get_freeze_count()
+    run(model, checkpoints, tmp_path, ONE_SHARD)
+    assert min(frozen) > before + 10_000
+    assert gc.get_freeze_count() <= before

@@ -5,6 +5,7 @@ from common import TOKENS, Row, answer, asked_llama, make_rows, matrices, parse
 
 from benchmarks.rows import KnownRows
 from pursuit.batches import plan_batches
+from pursuit.gradients.capture import ExampleGradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
 from pursuit.recipes import ProjectionKind, Recipe
@@ -19,14 +20,14 @@ for name in learnt:
 kind: ProjectionKind = (asked.projection or ("sparse" if asked.lora else "factored")) if asked.side else "none"
 recipe = Recipe(projection=kind, dimension=len(learnt) * asked.side**2, preconditioner="sgd")
 sketch, projection = projections(model, recipe)
-direction = Preconditioning("sgd", None, sketch=sketch)
+direction, gradients = Preconditioning("sgd", None, sketch=sketch), ExampleGradients(model, sketch=sketch)
 
 
 def work(rows: list[Row]) -> torch.Tensor:
     known = KnownRows([row.ids for row in rows], learnt_from=[row.start for row in rows])
     order, found = [], []
     for batch in plan_batches(range(len(known)), known.lengths, asked.batch * TOKENS):
-        found.append(batch_features(model, known, batch, projection, direction)["features"].half())
+        found.append(batch_features(gradients, known, batch, projection, direction)["features"].half())
         order += batch
     return torch.cat(found)[torch.tensor(order).argsort()]
 

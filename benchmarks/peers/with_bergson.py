@@ -8,6 +8,7 @@ from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryC
 from bergson.data import allocate_batches
 from common import TOKENS, Row, answer, asked_llama, freeze, make_rows, matrices, parse
 from datasets import Dataset
+from datasets.table import InMemoryTable
 
 asked = parse()
 model = asked_llama(asked)
@@ -23,9 +24,10 @@ processor = GradientProcessor(projection_dim=asked.side, projection_target="per_
 
 def work(rows: list[Row]) -> torch.Tensor:
     lengths = [len(row.ids) for row in rows]
-    data = Dataset.from_dict({
+    table = InMemoryTable.from_pydict({
         "input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows], "length": lengths,
     })  # fmt: skip
+    data = Dataset(table, fingerprint="rows")  # which cannot be computed with every pair of Python and pyarrow
     batches = allocate_batches(lengths, asked.batch * TOKENS)
     collector = InMemoryCollector(
         model=model.base_model, data=data, cfg=config, processor=processor, target_modules=wanted

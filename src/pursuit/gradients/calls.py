@@ -65,7 +65,7 @@ def matrix_gradients(
         scratch: memory for the weight's block.
 
     Returns:
-        name → (B, *parameter shape) or what the sketch makes, float32.
+        name → (B, *parameter shape) or what the sketch makes; float32 or in the type of what went in.
     """
     module = call.module
     if _is_linear(module) and gradient.dim() == 3:
@@ -95,7 +95,7 @@ def _product(
     left, right = (given, gradient) if input_first else (gradient, given)
     shape = (len(left), left.shape[2], right.shape[2])
     out = scratch.take(shape, left.device) if left.dtype == right.dtype == torch.float32 else None
-    return torch.bmm(left.transpose(1, 2), right.to(left.dtype), out=out).float()
+    return torch.bmm(left.transpose(1, 2), right.to(left.dtype), out=out)
 
 
 def _embedding_gradients(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> Tensor:

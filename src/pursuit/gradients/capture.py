@@ -7,7 +7,7 @@ backward never forms the batch's summed weight gradient, and nothing below the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,31 +56,60 @@ def batch_gradients(
     model: nn.Module, batch: Batch, parameters: Mapping[str, nn.Parameter], consume: Consume,
     sketch: MatrixSketch | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) float32 block as backward makes it.
-
-    A block is handed over once, to be changed at will, and its memory serves the next one: the peak is one parameter's
-    block and never (B, P). Parameters that the loss does not depend on are not reported.
-
-    Args:
-        sketch: its matrices are projected without being formed, to blocks of the shape that it makes.
+    """Run one batch, see `ExampleGradients`; `consume` receives float32 blocks.
 
     Returns:
         (B,) losses without graph.
     """
-    shape = tuple(batch["input_ids"].shape)
-    with _evaluation(model), torch.enable_grad(), _Capture(model, parameters, consume, shape, sketch) as capture:
-        losses = example_losses(model, batch, head_apart=capture.within_body(model))
-        if losses.requires_grad:
-            losses.sum().backward()
-        capture.flush()
-    return losses.detach()
+    gradients = ExampleGradients(model, parameters, sketch)
+    return gradients(batch, lambda name, block: consume(name, block.float()))
+
+
+class ExampleGradients:
+    """Gradients of one model, batch after batch. What there is to know of its modules is looked up once: on a GPU that
+    took longer than a batch.
+
+    Attributes:
+        model: whose modules must not be exchanged meanwhile; its weights may change.
+        parameters: whose gradients are wanted.
+        sketch: its matrices are projected without being formed, to blocks of the shape that it makes.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None, sketch: MatrixSketch | None = None
+    ) -> None:
+        self.model, self.sketch = model, sketch
+        self.parameters = trainable_parameters(model) if parameters is None else parameters
+        self._modules, self._weights = list(model.modules()), list(model.parameters())
+        self._owners = _owning_modules(self._modules, self.parameters)
+        self._split = split_model(model)
+        # whether all captured modules lie below the head, which may then be run apart from their graph
+        self._below_head = self._split is not None and not self._split.above() & set(self._owners)
+
+    def __call__(self, batch: Batch, consume: Consume) -> Tensor:
+        """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) block as backward makes it.
+
+        A block is float32 or as the model computes. It is handed over once, to be changed at will, and its memory
+        serves the next one: the peak is one parameter's block and never (B, P). Parameters that the loss does not
+        depend on are not reported.
+
+        Returns:
+            (B,) losses without graph.
+        """
+        capture = _Capture(self._owners, consume, tuple(batch["input_ids"].shape), self.sketch)
+        with _evaluation(self.model, self._modules, self._weights), torch.enable_grad(), capture:
+            losses = example_losses(self.model, batch, head_apart=self._below_head, split=self._split)
+            if losses.requires_grad:
+                losses.sum().backward()
+            capture.flush()
+        return losses.detach()
 
 
 def refuse_unseen(model: nn.Module, batch: Batch, unreported: Mapping[str, nn.Parameter]) -> None:
     """ModelError if the loss of a batch depends on parameters of which `batch_gradients` reported nothing."""
     if not unreported:
         return
-    with _evaluation(model), torch.enable_grad():
+    with _evaluation(model, list(model.modules()), list(model.parameters())), torch.enable_grad():
         for parameter in unreported.values():
             parameter.requires_grad_(True)
         losses = example_losses(model, batch)
@@ -99,11 +128,11 @@ class _Capture:
     """Hooks on the modules that own the parameters, for the duration of a `with`."""
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], consume: Consume, shape: tuple[int, ...],
+        self, owners: Mapping[nn.Module, dict[str, str]], consume: Consume, shape: tuple[int, ...],
         sketch: MatrixSketch | None,
     ) -> None:  # fmt: skip
         self.consume, self.shape, self.scratch, self.sketch = consume, shape, Scratch(), sketch
-        self.owners = _owning_modules(model, parameters)
+        self.owners = owners
         self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
         self.pending: dict[str, Tensor] = {}
         self.deferred: list[tuple[Call, Tensor]] = []
@@ -117,11 +146,6 @@ class _Capture:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
-
-    def within_body(self, model: nn.Module) -> bool:
-        """Whether all captured modules lie below the head, which may then be run apart from their graph."""
-        split = split_model(model)
-        return split is not None and not split.above() & set(self.owners)
 
     def _forward_hook(self, names: dict[str, str]) -> Callable[..., None]:
         def forward(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
@@ -160,10 +184,10 @@ class _Capture:
 
     def _add(self, name: str, block: Tensor) -> None:
         if name in self.pending:
-            block = self.pending.pop(name) + block
+            block = self.pending.pop(name) + block.float()
         self.expected[name] -= 1
         if self.expected[name]:
-            self.pending[name] = block.clone()
+            self.pending[name] = block.float().clone()
         else:
             self.consume(name, block)
 
@@ -178,13 +202,15 @@ class _Capture:
             self.consume(name, block)
 
 
-def _owning_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[nn.Module, dict[str, str]]:
+def _owning_modules(
+    modules: Sequence[nn.Module], parameters: Mapping[str, nn.Parameter]
+) -> dict[nn.Module, dict[str, str]]:  # fmt: skip
     """module → {its own parameter's name: the model's name for it}; a tied parameter has several owners."""
     if not parameters:
         raise ModelError("no parameter of the model requires a gradient: add LoRA or name the weights to train.")
     names = {id(p): name for name, p in parameters.items()}
     owners: dict[nn.Module, dict[str, str]] = {}
-    for module in model.modules():
+    for module in modules:
         own = {local: names[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in names}
         if own:
             owners[module] = own
@@ -195,17 +221,20 @@ def _owning_modules(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def _evaluation(model: nn.Module, modules: Sequence[nn.Module], weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Evaluation mode and frozen weights; every module's mode and every flag is put back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
+    training = [module for module in modules if module.training]
+    learnt = [weight for weight in weights if weight.requires_grad]
+    if training:
+        model.eval()
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
+        for weight in learnt:
+            weight.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for module in training:
+            module.training = True
+        for weight in weights:
+            weight.requires_grad_(False)
+        for weight in learnt:
+            weight.requires_grad_(True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pursuit.batches import EncodedRows, collate
 from pursuit.devices import Repeatable
 from pursuit.errors import ModelError
-from pursuit.gradients.capture import batch_gradients, refuse_unseen
+from pursuit.gradients.capture import ExampleGradients, batch_gradients, refuse_unseen
 from pursuit.gradients.directions import DirectedProjection, read_directions, wide_dimension
 from pursuit.gradients.factors import make_factors
 from pursuit.gradients.precondition import AdamState, Preconditioning
@@ -93,7 +93,8 @@ def prepare(
         checkpoints.load_into(model, checkpoint)
         direction = _direction(model, checkpoints, checkpoint, recipe, sketch)
         repeatable(lambda: check_gradients(model, encoded, direction.sketch))
-        return lambda rows: repeatable(lambda: batch_features(model, encoded, rows, projection, direction))
+        gradients = ExampleGradients(model, sketch=direction.sketch)
+        return lambda rows: repeatable(lambda: batch_features(gradients, encoded, rows, projection, direction))
 
     return projection.dimension, at
 
@@ -150,13 +151,17 @@ def _provenance(recipe: Recipe, dimension: int, other: Mapping[str, Any]) -> dic
 
 
 def batch_features(
-    model: nn.Module, encoded: EncodedRows, rows: list[int], projection: Projection, direction: Preconditioning
-) -> dict[str, Tensor]:
+    gradients: ExampleGradients, encoded: EncodedRows, rows: list[int], projection: Projection,
+    direction: Preconditioning,
+) -> dict[str, Tensor]:  # fmt: skip
     """One batch: capture, precondition, project, scale to unit norm. All on the CPU, float32.
 
     The blocks of (B, P) are used up as backward makes them: one parameter at a time, on a GPU neighbours together.
+
+    Args:
+        gradients: with the sketch of `direction`.
     """
-    parameters, sketch = trainable_parameters(model), direction.sketch
+    parameters, sketch = gradients.parameters, gradients.sketch
     device = next(iter(parameters.values())).device
     sizes = {name: p.numel() if sketch is None else sketch.sizes[name] for name, p in parameters.items()}
     alone = device.type == "cpu" or (sketch is not None and direction.kind != "sgd")
@@ -169,7 +174,7 @@ def batch_features(
         projection.add(accumulator, offset, stepped.flatten(1))
 
     together = Together(sizes, 0 if alone else NUMBERS // len(rows), consume)
-    losses = batch_gradients(model, collate(encoded, rows, device), parameters, together, sketch)
+    losses = gradients(collate(encoded, rows, device), together)
     for name in together.waiting():  # no gradient reached it: zero, which momentum still moves
         zeros = torch.zeros(len(rows), *parameters[name].shape, device=device)
         together(name, zeros if sketch is None else reduced(sketch, name, zeros))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,14 +37,19 @@ class Factors:
     left: dict[str, Matrix]
     right: dict[str, Matrix]
     sizes: dict[str, int]
+    _converted: dict[tuple[str, int, torch.dtype], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __contains__(self, name: object) -> bool:
         return name in self.left
 
     def narrow(self, name: str, side: int, values: Tensor) -> Tensor:
         """(B, T, R) times (R, p) or (B, T, C) times (C, q), in the dtype of the values."""
-        matrix = self._matrix(name, side)
-        return values if matrix is None else values @ matrix.to(values.dtype)
+        matrix, key = self._matrix(name, side), (name, side, values.dtype)
+        if matrix is None:
+            return values
+        if key not in self._converted:
+            self._converted[key] = matrix.to(values.dtype)
+        return values @ self._converted[key]
 
     def narrow_ids(self, name: str, ids: Tensor, rows: int, padding: int | None) -> Tensor:
         """See `MatrixSketch`; float32."""
@@ -58,15 +63,15 @@ class Factors:
         return size if matrix is None else matrix.shape[1]
 
     def product(self, name: str, rows: Tensor, columns: Tensor) -> Tensor:
-        """(B, p, q)."""
-        return torch.bmm(rows.mT, columns.to(rows.dtype)).float()
+        """(B, p, q), in the type of the rows."""
+        return torch.bmm(rows.mT, columns.to(rows.dtype))
 
     def scaled(self, scales: Mapping[str, Sequence[Tensor]]) -> Factors:
         """Factors that also multiply row i and column j of a gradient by rows[i] · columns[j]."""
         left, right = dict(self.left), dict(self.right)
         for name, (rows, columns) in scales.items():
             left[name], right[name] = _times(rows, left[name]), _times(columns, right[name])
-        return replace(self, left=left, right=right)
+        return Factors(left, right, self.sizes)
 
     def operations(self) -> float:
         """See `MatrixSketch`; next to nothing."""

@@ -18,19 +18,21 @@ Batch = Mapping[str, Tensor]
 LOGITS_AT_ONCE = 1 << 25  # 128 MiB in float32: larger costs memory, much smaller costs time
 
 
-def example_losses(model: nn.Module, batch: Batch, *, head_apart: bool = True) -> Tensor:
+def example_losses(
+    model: nn.Module, batch: Batch, *, head_apart: bool = True, split: SplitModel | None = None
+) -> Tensor:
     """Mean cross-entropy of each example over its own labelled tokens (LESS, arXiv 2402.04333, section 2).
 
     Args:
         model: a causal language model that returns `.logits`.
         batch: `input_ids`, `attention_mask` and `labels`, each (B, T); a label of -100 is not learnt from. Padding
             may stand on either side.
-        head_apart: see `token_losses`.
+        head_apart, split: see `token_losses`.
 
     Returns:
         (B,) float32 losses in nats a token, with graph. An example without a label has loss 0.
     """
-    return mean_by_example(*token_losses(model, batch, head_apart=head_apart))
+    return mean_by_example(*token_losses(model, batch, head_apart=head_apart, split=split))
 
 
 def check_batch(batch: Batch) -> None:
@@ -52,7 +54,9 @@ def mean_by_example(losses: Tensor, labelled: Tensor) -> Tensor:
     return spread.sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
 
 
-def token_losses(model: nn.Module, batch: Batch, *, head_apart: bool = True) -> tuple[Tensor, Tensor]:
+def token_losses(
+    model: nn.Module, batch: Batch, *, head_apart: bool = True, split: SplitModel | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of every labelled token of a batch.
 
     Logits are made only of labelled tokens, a few at a time, so a large vocabulary costs no memory; nothing of them is
@@ -61,6 +65,8 @@ def token_losses(model: nn.Module, batch: Batch, *, head_apart: bool = True) -> 
     Args:
         head_apart: allow that. Without, or where weights above the model's body are trained (`lm_head`, or embeddings
             tied to it), all logits of the batch stand in memory at once, within one graph.
+
+        split: the model's, where it was made before; to make it goes through all modules.
 
     Returns:
         (n,) float32 losses in nats, with graph, and the (B, K) mask of their places, row by row: K positions of the
@@ -73,7 +79,7 @@ def token_losses(model: nn.Module, batch: Batch, *, head_apart: bool = True) -> 
     labelled = kept != IGNORED
     if len(positions) == 0:
         return torch.zeros(0, device=labels.device), labelled
-    split = split_model(model) if head_apart else None
+    split = (split or split_model(model)) if head_apart else None
     if split is not None and not split.trains_head():
         return hidden_losses(split, split.hidden(batch), labels), labelled
     inputs = forward_inputs(model, batch)

@@ -7,7 +7,9 @@ rows are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,18 @@ def fill_store(
             make_shard(store, checkpoint, shard, encoded, compute, batch_tokens, advance)
 
 
+@contextmanager
+def old_objects_left_alone() -> Iterator[None]:
+    """Python's garbage collector looks through new objects only: to go over all that torch and transformers have made
+    takes it longer than a GPU needs for a batch."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@old_objects_left_alone()
 def make_shard(
     store: FeatureStore, checkpoint: int, shard: int, encoded: EncodedRows, compute: Compute, batch_tokens: int,
     advance: Advance,

@@ -39,7 +39,7 @@ class MatrixSketch(Protocol):
         ...
 
     def product(self, name: str, rows: Tensor, columns: Tensor, /) -> Tensor:
-        """(B, …) float32, the projection of Σ_tokens u vᵀ of the narrow sides."""
+        """(B, …) float32 or in the type of the sides, the projection of Σ_tokens u vᵀ of the narrow sides."""
         ...
 
     def scaled(self, scales: Mapping[str, Sequence[Tensor]], /) -> Self:

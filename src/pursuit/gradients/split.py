@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class SplitModel:
 
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, H) last hidden states of a padded batch, with graph; those of padding are meaningless."""
-        self._result = self.body(**forward_inputs(self.body, batch))
+        self._result = self.body(**forward_inputs(self.body, batch, self._body_looks_back, self._body_takes))
         hidden: Tensor = self._result[0]
         return hidden
 
@@ -54,7 +55,7 @@ class SplitModel:
             result["last_hidden_state"] = rows[None]
         with _replaced(self.body, result) as used:
             ids = torch.zeros(1, len(rows), dtype=torch.long, device=rows.device)
-            options = {"use_cache": False} if "use_cache" in forward_arguments(self.base) else {}
+            options = {"use_cache": False} if "use_cache" in self._base_takes else {}
             logits: Tensor = self.base(input_ids=ids, **options).logits[0]
         if not used:
             raise ModelError(f"{type(self.base).__name__} does not make its logits from {type(self.body).__name__}.")
@@ -74,7 +75,23 @@ class SplitModel:
 
     def above(self) -> set[nn.Module]:
         """The modules that do not belong to the body."""
+        return self._above
+
+    @cached_property
+    def _above(self) -> set[nn.Module]:
         return set(self.base.modules()) - set(self.body.modules())
+
+    @cached_property
+    def _body_looks_back(self) -> bool:
+        return _looks_back_only(self.body)
+
+    @cached_property
+    def _body_takes(self) -> set[str]:
+        return forward_arguments(self.body)
+
+    @cached_property
+    def _base_takes(self) -> set[str]:
+        return forward_arguments(self.base)
 
     def trains_head(self) -> bool:
         """Whether some parameter that requires a gradient is used above the body; a tied one is."""
@@ -95,14 +112,19 @@ def split_model(model: nn.Module) -> SplitModel | None:
     return SplitModel(model, body)
 
 
-def forward_inputs(module: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def forward_inputs(
+    module: nn.Module, batch: Mapping[str, Tensor], looks_back: bool | None = None, accepted: set[str] | None = None
+) -> dict[str, Any]:
     """What a forward pass is given: ids, mask, and positions that left padding does not shift; no cache.
 
     Where tokens see only what stands before them, padding behind them changes nothing and need not be masked out: torch
     then takes its kernels for causal attention, where any mask is a (B, T, T) matrix for slower ones.
+
+    Args:
+        looks_back, accepted: whether tokens do, and the arguments that the module takes, where that is known.
     """
-    accepted, mask = forward_arguments(module), batch["attention_mask"]
-    if _looks_back_only(module) and bool((mask[:, 1:] <= mask[:, :-1]).all()):
+    accepted, mask = accepted or forward_arguments(module), batch["attention_mask"]
+    if (_looks_back_only(module) if looks_back is None else looks_back) and bool((mask[:, 1:] <= mask[:, :-1]).all()):
         mask = torch.ones_like(mask)
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": mask}
     if "position_ids" in accepted:

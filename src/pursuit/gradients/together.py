@@ -61,11 +61,11 @@ class Together:
         return sorted(self._waiting)
 
     def __call__(self, name: str, block: Tensor) -> None:
-        """One parameter's (B, …) block."""
+        """One parameter's (B, …) block, of any floating-point type."""
         self._waiting.discard(name)
         piece, begin = self._places[name]
         if len(piece.names) == 1:
-            self.consume(piece.names, piece.offset, block)
+            self.consume(piece.names, piece.offset, block.float())
             return
         flat = block.flatten(1)
         if piece.buffer is None:

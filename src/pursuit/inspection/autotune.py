@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from pursuit.batches import EncodedRows, collate, plan_batches
 from pursuit.devices import Repeatable, out_of_memory
 from pursuit.errors import ModelError
-from pursuit.gradients.capture import batch_gradients
+from pursuit.gradients.capture import ExampleGradients, batch_gradients
 from pursuit.gradients.extract import batch_features, projections
 from pursuit.gradients.precondition import Preconditioning
+from pursuit.gradients.shards import old_objects_left_alone
 from pursuit.gradients.sketch import reduced
 from pursuit.inspection.prospects import Proposal
 from pursuit.models.trainable import trainable_parameters
@@ -70,6 +71,7 @@ def _rates(
     left out once memory or time is out."""
     sketch, projection = projections(model, recipe)
     direction = Preconditioning("sgd", None, device=next(model.parameters()).device, sketch=sketch)
+    gradients = ExampleGradients(model, sketch=sketch)
     shard = order[: recipe.rows_a_shard(len(encoded))].tolist()
     rates: dict[int, float] = {}
     begun = time.perf_counter()
@@ -83,7 +85,8 @@ def _rates(
         try:
             for _ in range(3):  # the first is not counted
                 start = time.perf_counter()
-                repeatable(partial(batch_features, model, encoded, batch, projection, direction))
+                with old_objects_left_alone():
+                    repeatable(partial(batch_features, gradients, encoded, batch, projection, direction))
                 took.append(time.perf_counter() - start)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):

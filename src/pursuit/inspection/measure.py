@@ -15,10 +15,12 @@ from torch import nn
 from pursuit.batches import EncodedRows, collate
 from pursuit.devices import Repeatable, free_cached_memory, out_of_memory
 from pursuit.errors import PursuitError
+from pursuit.gradients.capture import ExampleGradients
 from pursuit.gradients.extract import as_extracted, batch_features, check_gradients, projections
 from pursuit.gradients.losses import token_losses
 from pursuit.gradients.precondition import AdamState, Preconditioning
 from pursuit.gradients.project import DENSE_ROWS, Projection, make_projection
+from pursuit.gradients.shards import old_objects_left_alone
 from pursuit.inspection.memory import peak_memory, reset_peak, used_memory
 from pursuit.inspection.prospects import Measurement, Timing
 from pursuit.models.trainable import parameter_count, trainable_parameters
@@ -76,12 +78,13 @@ def _time_features(
     size, dense = parameter_count(model), recipe.projection == "rademacher"
     device = next(model.parameters()).device
 
-    repeatable = Repeatable(device)
+    repeatable, gradients = Repeatable(device), ExampleGradients(model, sketch=direction.sketch)
 
     def work(rows: list[int]) -> None:
-        repeatable(lambda: batch_features(model, encoded, rows, projection, direction))
+        repeatable(lambda: batch_features(gradients, encoded, rows, projection, direction))
 
-    timing = time_batches(batches, encoded.lengths, work, seconds, device)
+    with old_objects_left_alone():
+        timing = time_batches(batches, encoded.lengths, work, seconds, device)
     rows = max(1, sum(map(len, batches)) // len(batches))
     return timing, _dense_seconds(size, recipe, rows, device) if dense else 0.0
 
