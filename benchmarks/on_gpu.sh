@@ -23,20 +23,20 @@ attempts() {
 }
 
 rates() {
-    python3 -m benchmarks.gpu --model "$model" --lengths "$data/lengths.json" --rows 512 --budgets 16384 \
-        --parts peaks extraction precision profile
+    python3 -m benchmarks.gpu --lengths "$data/lengths.json" --rows 512 --budgets 16384 32768 --cases "LoRA r=128" \
+        --parts peaks extraction
 }
 
 peers() {
     head -n 1500 "$data/pool.jsonl" > "$out/some.jsonl"
-    python3 -m benchmarks run --parts beside --peers bergson dattri-llm logix "less' own way" --here --device cuda \
-        --dtype bfloat16 --size smollm2 --sides 16 --rows 512 --batch 128 --rounds 3 \
-        --model "$model" --pool "$out/some.jsonl"
+    local work=(--parts beside --here --device cuda --dtype bfloat16 --size smollm2 --sides 16 --rows 512 --batch 128)
+    python3 -m benchmarks run "${work[@]}" --peers bergson --model "$model" --pool "$out/some.jsonl"
+    python3 -m benchmarks run "${work[@]}" --peers dattri-llm logix "less' own way"  # each keeps 50 GB of a pool's rows
 }
 
 online() {
     python3 -m benchmarks.online --parts cost --device cuda --dtype bfloat16 --model "$model" --pool "$data/pool.jsonl" \
-        --batch 128 --rates 0.5 0.7 --rounds 3
+        --batch 128 --rates 0.5 0.7 --rounds 2 --learn lora
 }
 
 quantized() {
@@ -47,14 +47,17 @@ quantized() {
 # `inspect` says how long; then the run itself
 predict() {
     local settings=(--model "$model" --pool "$data/pool.jsonl" --target "$data/target.jsonl" --chat-template chatml
-        --max-length 512 --dtype bfloat16 --on-bad-row skip --warmup.checkpoint-steps 26,52 --warmup.sample 400
-        --warmup.batch-size 32)
-    python3 -m pursuit inspect "${settings[@]}" --autotune
+        --max-length 512 --dtype bfloat16 --on-bad-row skip --warmup.checkpoint-steps 8,16 --warmup.sample 256
+        --warmup.epochs 2 --warmup.batch-size 32)
+    python3 -m pursuit inspect "${settings[@]}"
     time python3 -m pursuit warmup "${settings[@]}" --run "$out/predicted"
+    cp -r "$out/predicted" "$out/again"
     time python3 -m pursuit extract --run "$out/predicted"
+    time python3 -m pursuit extract --run "$out/again" --devices cuda:0,cuda:0,cuda:0,cuda:0
+    head -c 2000 "$out"/{predicted,again}/timings*.json
 }
 
-limits="solvers:150 attempts:150 rates:150 peers:200 online:90 quantized:90 predict:200"
+limits="solvers:150 attempts:300 rates:90 peers:150 online:60 quantized:90 predict:150"
 for part in ${*:-solvers attempts rates peers online quantized predict}; do
     limit=$(sed "s/.*$part:\([0-9]*\).*/\1/" <<< "$limits")
     begun=$SECONDS
@@ -63,5 +66,5 @@ for part in ${*:-solvers attempts rates peers online quantized predict}; do
     timeout "$limit" bash -c "$part" > "$out/$part.txt" 2> "$out/$part.err" || echo "$part ended with $?"
     echo "== $part, $((SECONDS - begun)) s"
     grep -v '^$' "$out/$part.txt" | tail -n 60
-    tail -n 6 "$out/$part.err"
+    tail -n 30 "$out/$part.err" | tr '\r' '\n' | tail -n 20
 done
