@@ -6,7 +6,7 @@ Arguments are those of `benchmarks.gpu`; the times are of features (sgd, sparse)
 is the first pass over batches of shapes that were not seen before, as all of a real extraction are; the others are
 medians of later rounds.
 
-    mask        padding is masked out of attention, as before 2026-11-27; without a mask, what is causal does not see it
+    no mask     of the padding, which stands behind what causal attention sees: torch then has other kernels to choose
     cuDNN, …    attention by one of torch's kernels alone
     any bits    kernels that need not give the same bits each time
     compiled    by torch.compile, the parts of each layer that are frozen: norms, and the MLP under a LoRA on attention;
@@ -18,13 +18,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.extraction import Plain
@@ -94,11 +95,11 @@ def _ways(work: Work, model: nn.Module, batches: list[list[int]]) -> dict[str, C
         return run
 
     kernels = {name: over(partial(sdpa_kernel, kind)) for name, kind in KERNELS.items()}
-    kernels |= {f"{name}, mask": over(masked, partial(sdpa_kernel, kind)) for name, kind in KERNELS.items()}
+    kernels |= {f"{name}, no mask": over(unmasked, partial(sdpa_kernel, kind)) for name, kind in KERNELS.items()}
     return {
-        "as extraction does": over(), "mask": over(masked), **kernels, "any bits": over(strict=False),
-        "any bits, mask": over(masked, strict=False), "forward + backward, frozen": _plain(work, model, batches),
-        "forward + backward, frozen, mask": _plain(work, model, batches, masked),
+        "as extraction does": over(), "no mask": over(unmasked), **kernels, "any bits": over(strict=False),
+        "any bits, no mask": over(unmasked, strict=False), "forward + backward, frozen": _plain(work, model, batches),
+        "forward + backward, frozen, no mask": _plain(work, model, batches, unmasked),
     }  # fmt: skip
 
 
@@ -138,9 +139,14 @@ def _plain(
 
 
 @contextlib.contextmanager
-def masked() -> Iterator[None]:
-    """As if no model looked back only."""
-    with mock.patch.object(split, "_looks_back_only", return_value=False):
+def unmasked() -> Iterator[None]:
+    """As if no row were padded."""
+    real = split.forward_inputs
+
+    def inputs(module: nn.Module, batch: Mapping[str, Tensor], accepted: set[str] | None = None) -> dict[str, Any]:
+        return real(module, {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}, accepted)
+
+    with mock.patch.object(split, "forward_inputs", inputs):
         yield
 
 

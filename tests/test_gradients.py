@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +15,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from pursuit.errors import DataError, ModelError
 from pursuit.gradients import example_gradients, trainable_parameters
 from pursuit.gradients.capture import ExampleGradients
+from pursuit.gradients.split import SplitModel
 from tiny import CONFIGS, VOCABULARY, tiny_model
 
 TARGETS = {
@@ -240,3 +244,23 @@ def test_one_model_for_many_batches_as_for_one_each():
         with torch.no_grad():
             for parameter in gradients.parameters.values():
                 parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def test_nothing_of_a_batch_is_kept_for_the_next(monkeypatch):
+    """What a module was given hangs on the graph of what came of it: two batches' activations would stand in memory."""
+    model, made, real = with_lora("llama"), [], SplitModel.hidden
+
+    def hidden(self, batch):
+        found = real(self, batch)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(SplitModel, "hidden", hidden)
+    gradients = ExampleGradients(model)
+    gc.disable()
+    try:
+        gradients(batch_of(random_examples([5, 9])), lambda *_: None)
+    finally:
+        gc.enable()
+    assert len(made) == 1
+    assert made[0]() is None

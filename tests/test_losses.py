@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from pursuit.errors import ModelError
 from pursuit.gradients import example_gradients, losses, trainable_parameters
 from pursuit.gradients.losses import example_losses, token_losses
-from pursuit.gradients.split import forward_inputs, split_model
+from pursuit.gradients.split import split_model
 from test_gradients import batch_of, one_at_a_time, random_examples, relative_error, with_lora
 from tiny import CONFIGS, VOCABULARY, tiny_model
 
@@ -109,31 +109,3 @@ def test_a_head_that_does_not_follow_its_body_is_refused():
 
 def test_what_is_no_language_model_has_no_parts():
     assert split_model(torch.nn.Linear(2, 2)) is None
-
-
-@pytest.mark.parametrize(("side", "causal", "masked"), [
-    ("right", True, False), ("left", True, True), ("right", False, True),
-])  # fmt: skip
-def test_padding_is_masked_out_only_where_it_could_be_seen(side, causal, masked):
-    model = tiny_model("llama")
-    model.model.layers[1].self_attn.is_causal = causal
-    batch = batch_of(random_examples(LENGTHS), side)
-    given = forward_inputs(model.model, batch)
-    expected = batch["attention_mask"] if masked else torch.ones_like(batch["attention_mask"])
-    assert torch.equal(given["attention_mask"], expected)
-    eager = tiny_model("llama", attn_implementation="eager")
-    assert torch.equal(forward_inputs(eager, batch)["attention_mask"], batch["attention_mask"])
-
-
-def test_attention_without_a_mask_is_torchs_causal_one(monkeypatch):
-    """And not one with a matrix, which only slower kernels take."""
-    seen, real = [], torch.nn.functional.scaled_dot_product_attention
-
-    def attention(*tensors, attn_mask=None, is_causal=False, **more):
-        seen.append((attn_mask, is_causal))
-        return real(*tensors, attn_mask=attn_mask, is_causal=is_causal, **more)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
-    example_losses(tiny_model("llama"), batch_of(random_examples(LENGTHS)))
-    assert seen
-    assert all(mask is None and causal for mask, causal in seen)

@@ -81,7 +81,10 @@ def token_losses(
         return torch.zeros(0, device=labels.device), labelled
     split = (split or split_model(model)) if head_apart else None
     if split is not None and not split.trains_head():
-        return hidden_losses(split, split.hidden(batch), labels), labelled
+        try:
+            return hidden_losses(split, split.hidden(batch), labels), labelled
+        finally:
+            split.forget()
     inputs = forward_inputs(model, batch)
     if "logits_to_keep" in forward_arguments(model):
         logits = model(**inputs, logits_to_keep=positions).logits

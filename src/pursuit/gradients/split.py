@@ -38,7 +38,7 @@ class SplitModel:
 
     def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(B, T, H) last hidden states of a padded batch, with graph; those of padding are meaningless."""
-        self._result = self.body(**forward_inputs(self.body, batch, self._body_looks_back, self._body_takes))
+        self._result = self.body(**forward_inputs(self.body, batch, self._body_takes))
         hidden: Tensor = self._result[0]
         return hidden
 
@@ -61,6 +61,10 @@ class SplitModel:
             raise ModelError(f"{type(self.base).__name__} does not make its logits from {type(self.body).__name__}.")
         return logits
 
+    def forget(self) -> None:
+        """Let go of what `hidden` made: all activations hang on its graph."""
+        self._result = None
+
     def vocabulary(self) -> int:
         """V."""
         return int(self.base.get_output_embeddings().weight.shape[0])
@@ -80,10 +84,6 @@ class SplitModel:
     @cached_property
     def _above(self) -> set[nn.Module]:
         return set(self.base.modules()) - set(self.body.modules())
-
-    @cached_property
-    def _body_looks_back(self) -> bool:
-        return _looks_back_only(self.body)
 
     @cached_property
     def _body_takes(self) -> set[str]:
@@ -113,37 +113,20 @@ def split_model(model: nn.Module) -> SplitModel | None:
 
 
 def forward_inputs(
-    module: nn.Module, batch: Mapping[str, Tensor], looks_back: bool | None = None, accepted: set[str] | None = None
-) -> dict[str, Any]:
+    module: nn.Module, batch: Mapping[str, Tensor], accepted: set[str] | None = None
+) -> dict[str, Any]:  # fmt: skip
     """What a forward pass is given: ids, mask, and positions that left padding does not shift; no cache.
 
-    Where tokens see only what stands before them, padding behind them changes nothing and need not be masked out: torch
-    then takes its kernels for causal attention, where any mask is a (B, T, T) matrix for slower ones.
-
     Args:
-        looks_back, accepted: whether tokens do, and the arguments that the module takes, where that is known.
+        accepted: the arguments that the module takes, where they are known.
     """
-    accepted, mask = accepted or forward_arguments(module), batch["attention_mask"]
-    if (_looks_back_only(module) if looks_back is None else looks_back) and bool((mask[:, 1:] <= mask[:, :-1]).all()):
-        mask = torch.ones_like(mask)
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": mask}
+    accepted = accepted or forward_arguments(module)
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if "position_ids" in accepted:
-        inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = (batch["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     return inputs
-
-
-def _looks_back_only(module: nn.Module) -> bool:
-    """Whether every attention of a model of transformers says that it is causal, and torch computes it."""
-    if isinstance(module, PeftModel):
-        if module.active_peft_config.is_prompt_learning:
-            return False
-        module = module.get_base_model()
-    if not isinstance(module, PreTrainedModel) or module.config._attn_implementation != "sdpa":
-        return False
-    said = [part.is_causal for part in module.modules() if hasattr(part, "is_causal")]
-    return bool(said) and all(flag is True for flag in said)
 
 
 def forward_arguments(model: nn.Module) -> set[str]:
