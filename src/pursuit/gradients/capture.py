@@ -66,8 +66,9 @@ def batch_gradients(
 
 
 class ExampleGradients:
-    """Gradients of one model, batch after batch. What there is to know of its modules is looked up once: on a GPU that
-    took longer than a batch.
+    """Gradients of one model, batch after batch.
+
+    What there is to know of its modules is looked up once: a small model's batch on a GPU would wait for that.
 
     Attributes:
         model: whose modules must not be exchanged meanwhile; its weights may change.
