@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +198,21 @@ def test_a_log_says_no_time_left_before_anything_was_done(monkeypatch, capsys):
     assert first == "gradients: 0/240 rows"
     assert second.startswith("gradients: 60/240 rows, ")
     assert second.endswith(" min left")
+
+
+MISTAKES = {
+    "select": ["--run", "new", "--pool", "pol.jsonl", "--model", "model"],
+    "inspect": ["--pool", "pool.jsonl", "--target", "exma.jsonl", "--model", "model"],
+    "warmup": ["--run", "new", "--pool", "pool.jsonl", "--max-length", "0"],
+    "compare": ["--run", "run", "--methods", "random", "--budgets", "5", "--eval", "held.jsonl", "--out", "out"],
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_who_mistyped_something_does_not_wait_for_torch(place, command):
+    told = "try:\n main()\nexcept SystemExit:\n print([name in sys.modules for name in ('torch', 'transformers')])"
+    call = [sys.executable, "-c", f"import sys\nfrom pursuit.cli import main\n{told}", command, *MISTAKES[command]]
+    done = subprocess.run(call, cwd=place, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[False, False]"
+    assert re.search(r"error: .*(no such file|max_length|max-length)", done.stderr)
+    assert not (place / "new").exists()

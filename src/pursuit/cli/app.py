@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from cyclopts.validators import Number
 from pydantic import create_model
 
 from pursuit.errors import SettingsError
-from pursuit.settings import Job, Settings, job_from, merge, read_yaml
+from pursuit.settings import Job, Settings, job_from, merge, read_yaml, settings_from
 
 app = App(
     name="pursuit",
@@ -76,6 +77,15 @@ def read_job(config: Path | None) -> tuple[Job, dict[str, Any]]:
     return job_from(read_yaml(config) if config else {})
 
 
+def looked_at(values: dict[str, Any], files: Sequence[str] = ()) -> dict[str, Any]:
+    """The same, once they are settings and all files are there: who mistyped one should not wait for torch first."""
+    from pursuit.pool.sources import refuse_missing
+
+    settings = settings_from(values)
+    refuse_missing([*settings.pool, *settings.target, *files])
+    return values
+
+
 def resolve(
     run: Path | None, config: Path | None, settings: Settings | None, needs_run: bool = True
 ) -> tuple[Path, dict[str, Any]]:
@@ -84,4 +94,4 @@ def resolve(
     folder = run or job.run
     if folder is None and needs_run:
         raise SettingsError("name a run folder with --run: it keeps the gradients, so that nothing is computed twice.")
-    return folder or Path(), merge(values, given(settings))
+    return folder or Path(), looked_at(merge(values, given(settings)))

@@ -21,7 +21,7 @@ from pursuit.pool import Pool, check_subset_path, check_table
 from pursuit.run.export import export_selection, export_subset
 from pursuit.run.jobs import Share, extract_share
 from pursuit.run.run import Run
-from pursuit.selectors import check_budget, describe, method, parse_budget
+from pursuit.selectors import describe, method, parse_budget
 from pursuit.store.features import Features
 
 output = Console()
@@ -32,8 +32,6 @@ def select_from_run(
     out: Path | None, *, drop_sources: Sequence[str] = (), drop_leaks: bool = False,
 ) -> None:  # fmt: skip
     """`pursuit select --run`."""
-    method(name, **parameters)  # a wrong name or parameter is found before a run folder is made
-    check_budget(budget)
     with Run(folder, **settings) as run:
         show(run.select(
             name, budget, seed=settings.get("seed"), out=out, drop_sources=drop_sources, drop_leaks=drop_leaks,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import Flags, Price, app, given
+from pursuit.cli.app import Flags, Price, app, given, looked_at
 from pursuit.compare.plan import Comparison, split_methods
 from pursuit.finetune.recipe import FineTune
 
@@ -62,6 +62,7 @@ def compare(
         price_per_hour: Of the machine: shows money beside time.
         currency: Of the price.
     """
+    values = looked_at(given(settings), evaluation)
     from pursuit.cli.commands_compare import run_compare
 
     def parts(values: list[str] | None) -> list[str]:
@@ -77,4 +78,4 @@ def compare(
         train=train, equal=equal, optimizers=parts(optimizer), schedules=parts(schedule), full=not no_full,
         train_model=train_model, train_template=train_template, all_weights=all_weights, keep_models=keep_models,
     )  # fmt: skip
-    run_compare(run, comparison, out, given(settings), price_per_hour, currency)
+    run_compare(run, comparison, out, values, price_per_hour, currency)

@@ -16,6 +16,7 @@ from pursuit.cli.app import (
     app,
     flags_of,
     given,
+    looked_at,
     parse_parameters,
     read_job,
 )
@@ -58,8 +59,6 @@ def select(
         features: Your own features instead of a model and a pool: a .npy file of (N, d) or (N, T, d).
         target_features: The target's features in the same form.
     """
-    from pursuit.cli.commands import select_from_arrays
-
     job, values = read_job(config)
     job = _with_flags(job, method, budget, run, out, param, quota, drop_source, drop_leaks)
     if features is None:
@@ -69,6 +68,8 @@ def select(
         return
     if job.drop_sources or job.drop_leaks or job.run:
         raise SettingsError("--run, --drop-source and --drop-leaks: not used with --features, which stand alone.")
+    from pursuit.cli.commands import select_from_arrays
+
     select_from_arrays(
         job.method, job.budget, features, target_features, job.params, job.out, merge(values, given(settings))
     )
@@ -123,15 +124,20 @@ def _check_takes_quotas(name: str) -> None:
 
 
 def _select(job: Job, values: dict[str, Any], settings: Settings | None) -> None:
-    from pursuit.cli.commands import select_from_run
-
     if job.run is None:
         raise SettingsError(
             "name a run folder (--run runs/x, or run: runs/x in YAML): it keeps the gradients, so that nothing is "
             "computed twice."
         )
+    values = looked_at(merge(values, given(settings)))
+    from pursuit.selectors import check_budget, method
+
+    method(job.method, **job.params)  # a wrong name or parameter is found before a run folder is made
+    check_budget(job.budget)
+    from pursuit.cli.commands import select_from_run
+
     select_from_run(
-        job.run, merge(values, given(settings)), job.method, job.budget, job.params, job.out,
+        job.run, values, job.method, job.budget, job.params, job.out,
         drop_sources=job.drop_sources, drop_leaks=job.drop_leaks,
     )  # fmt: skip
 

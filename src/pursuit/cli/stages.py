@@ -24,9 +24,9 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
         price_per_hour: Of the machine: shows money beside time.
         currency: Of the price.
     """
+    folder, values = resolve(run, config, settings, needs_run=False)
     from pursuit.inspection import inspect_pool
 
-    folder, values = resolve(run, config, settings, needs_run=False)
     if inspect_pool(folder, values, examples, measure, autotune, price_per_hour, currency).obstacle is not None:
         sys.exit(1)
 
@@ -34,9 +34,10 @@ def inspect(*, run: Folder = None, config: Config = None, examples: int = 3, mea
 @app.command
 def warmup(*, run: Folder = None, config: Config = None, settings: Flags = None) -> None:
     """The first stage alone: train briefly on a random part of the pool and keep the checkpoints."""
+    folder, values = resolve(run, config, settings)
     from pursuit.cli.commands import warm_up
 
-    warm_up(*resolve(run, config, settings))
+    warm_up(folder, values)
 
 
 @app.command
@@ -53,9 +54,10 @@ def extract(*, run: Folder = None, config: Config = None, append: list[str] | No
         append: More files, whose rows join the run for good; only their gradients are computed.
         shard: Do only this job's part: 3/16 is the third of sixteen.
     """
+    folder, values = resolve(run, config, settings)
     from pursuit.cli.commands import extract_features
 
-    extract_features(*resolve(run, config, settings), append, shard)
+    extract_features(folder, values, append, shard)
 
 
 @app.command

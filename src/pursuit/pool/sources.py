@@ -63,6 +63,14 @@ def resolve_sources(paths: str | Path | Sequence[str | Path]) -> list[Source]:
     return sources
 
 
+def refuse_missing(paths: Sequence[str]) -> None:
+    """DataError for a file that is not there, of those that are told from data sets by their names; nothing is read."""
+    for given in paths:
+        path = os.path.expanduser(split_name(given)[1])
+        if not _is_url(path) and _kind(path) and not os.path.isdir(path):
+            _resolve(given)
+
+
 def _resolve(given: str) -> list[Source]:
     name, path = split_name(given)
     if _is_url(path):
