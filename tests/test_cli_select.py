@@ -203,6 +203,7 @@ def test_a_log_says_no_time_left_before_anything_was_done(monkeypatch, capsys):
 MISTAKES = {
     "select": ["--run", "new", "--pool", "pol.jsonl", "--model", "model"],
     "inspect": ["--pool", "pool.jsonl", "--target", "exma.jsonl", "--model", "model"],
+    "run": ["no-model.yaml"],
     "warmup": ["--run", "new", "--pool", "pool.jsonl", "--max-length", "0"],
     "compare": ["--run", "run", "--methods", "random", "--budgets", "5", "--eval", "held.jsonl", "--out", "out"],
 }
@@ -210,9 +211,10 @@ MISTAKES = {
 
 @pytest.mark.parametrize("command", MISTAKES)
 def test_who_mistyped_something_does_not_wait_for_torch(place, command):
+    (place / "no-model.yaml").write_text("run: new\nmodel: ./modle\npool: pool.jsonl\n")
     told = "try:\n main()\nexcept SystemExit:\n print([name in sys.modules for name in ('torch', 'transformers')])"
     call = [sys.executable, "-c", f"import sys\nfrom pursuit.cli import main\n{told}", command, *MISTAKES[command]]
     done = subprocess.run(call, cwd=place, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[False, False]"
-    assert re.search(r"error: .*(no such file|max_length|max-length)", done.stderr)
+    assert re.search(r"error: .*(no such file|max_length|max-length|no such folder)", done.stderr)
     assert not (place / "new").exists()

@@ -79,10 +79,13 @@ def read_job(config: Path | None) -> tuple[Job, dict[str, Any]]:
 
 def looked_at(values: dict[str, Any], files: Sequence[str] = ()) -> dict[str, Any]:
     """The same, once they are settings and all files are there: who mistyped one should not wait for torch first."""
+    from pursuit.models.place import find_model
     from pursuit.pool.sources import refuse_missing
 
     settings = settings_from(values)
     refuse_missing([*settings.pool, *settings.target, *files])
+    if settings.model:
+        find_model(settings.model, ask=False).check_weights()
     return values
 
 

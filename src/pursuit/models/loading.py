@@ -5,11 +5,8 @@ Weights come from safetensors or GGUF only: pickled checkpoints can run code whe
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from pursuit.errors import ModelError
 from pursuit.files import fingerprint, sha256_file
-from pursuit.models.hub import ask_hub
+from pursuit.models.place import find_model
 from pursuit.models.quantized import four_bit_options
 from pursuit.models.trainable import Lora, lora_targets, parameter_count, prepare_trainable, trainable_parameters
 
@@ -37,34 +34,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")  # weights, tokenizer, own code
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-CONVERT = (
-    "python -c \"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}', "
-    "use_safetensors=False).save_pretrained('{folder}-safetensors')\" (only for a file you trust), then copy the "
-    "tokenizer files beside the new weights"
-)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a model is: a hub id or a folder, and in it perhaps a GGUF file."""
-
-    name: str
-    local: bool
-    gguf_file: str | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
-
-    def error(self, what: str, error: BaseException) -> ModelError:
-        """A ModelError that says why `what` could not be loaded and how to go on."""
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "trust_remote_code" in str(error):
-            how = "It brings its own Python code: pass trust_remote_code only if you have read and trust that code."
-        elif self.local:
-            how = "Is the folder complete and its files undamaged?"
-        else:
-            how = "Is it a complete model with safetensors weights? A local folder works too."
-        return ModelError(f"{self.name}: the {what} could not be loaded: {reason} {how}")
 
 
 def load_tokenizer(
@@ -80,7 +49,7 @@ def load_tokenizer(
     Raises:
         ModelError: no folder, no tokenizer in it, or the hub has none by this name.
     """
-    source = _find(model, revision)
+    source = find_model(model, revision)
     if source.local and source.gguf_file is None and not any((Path(source.name) / f).exists() for f in TOKENIZER_FILES):
         raise ModelError(
             f"{source.name}: no tokenizer in this folder (looked for {', '.join(TOKENIZER_FILES)}). "
@@ -118,7 +87,7 @@ def checkpoint_dtype(
     model: str | os.PathLike[str], *, trust_remote_code: bool = False, revision: str | None = None
 ) -> str:
     """The data type that a checkpoint's configuration names; "float32" for GGUF and where it names none."""
-    source = _find(model, revision)
+    source = find_model(model, revision)
     if source.gguf_file is not None:
         return "float32"
     try:
@@ -149,11 +118,10 @@ def load_model(
     Raises:
         ModelError: cannot be found, is not safetensors or GGUF, is damaged, or lacks some of its weights.
     """
-    place, source = find_device(device), _find(model, revision)
+    place, source = find_device(device), find_model(model, revision)
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"dtype {dtype!r} is not known; use auto, {', '.join(DTYPES)}.")
-    if source.local and source.gguf_file is None:
-        _check_weights(Path(source.name))
+    source.check_weights()
     wanted: Any = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
     options = source.arguments()
     if source.gguf_file is None:
@@ -184,48 +152,6 @@ def load_model(
     return loaded.eval() if load_in_4bit else loaded.to(place).eval()
 
 
-def _find(model: str | os.PathLike[str], revision: str | None = None) -> _Source:
-    """Decide between hub id, folder and GGUF file; ModelError for what is none of them."""
-    name = os.fspath(model)
-    path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{name}: a model is a folder, a hub id or a .gguf file; this is another kind of file.")
-        return _gguf_source(path)
-    if path.is_dir():
-        if (path / "config.json").exists():
-            return _Source(str(path), local=True)
-        if (path / "adapter_config.json").exists():
-            raise ModelError(f"{name}: this is an adapter, not a model. Give its base model, and this as the adapter.")
-        found = sorted(path.glob("*.gguf"))
-        if len(found) > 1:
-            raise ModelError(f"{name}: several GGUF files ({', '.join(f.name for f in found)}); name one of them.")
-        if not found:
-            raise ModelError(f"{name}: no config.json and no .gguf file in this folder, so no model is here.")
-        return _gguf_source(found[0])
-    if name.startswith((".", "~", "/")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ModelError(f"{name}: there is no such folder. Give a model's folder, its hub id or a .gguf file.")
-    ask_hub(name, revision)
-    return _Source(name, local=False)
-
-
-def _gguf_source(path: Path) -> _Source:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{path}: reading GGUF files needs one more package: pip install gguf")
-    return _Source(str(path.parent), local=True, gguf_file=path.name)
-
-
-def _check_weights(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
-        raise ModelError(
-            f"{pickled[0]}: pickled weights can run code when they are read, so pursuit reads safetensors only. "
-            f"Convert them once: {CONVERT.format(folder=folder)}."
-        )
-    raise ModelError(f"{folder}: config.json is there, but no *.safetensors weights are.")
-
-
 def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -246,7 +172,7 @@ def model_fingerprint(model: str | os.PathLike[str], *, revision: str | None = N
     A folder or GGUF file: SHA-256 of weights, configuration and tokenizer, by file name and wherever the folder lies
     (in one process a file is hashed again only when its size or time changed). A hub id: its commit.
     """
-    source = _find(model, revision)
+    source = find_model(model, revision)
     if source.local:
         folder = Path(source.name)
         patterns = (source.gguf_file,) if source.gguf_file else IDENTITY_FILES
