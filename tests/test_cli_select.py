@@ -204,6 +204,8 @@ MISTAKES = {
     "select": ["--run", "new", "--pool", "pol.jsonl", "--model", "model"],
     "inspect": ["--pool", "pool.jsonl", "--target", "exma.jsonl", "--model", "model"],
     "run": ["no-model.yaml"],
+    "finetune": ["--run", "run", "--subset", "chosne.jsonl", "--out", "out"],
+    "evaluate": ["--model", "model", "--eval", "held.jsonl"],
     "warmup": ["--run", "new", "--pool", "pool.jsonl", "--max-length", "0"],
     "compare": ["--run", "run", "--methods", "random", "--budgets", "5", "--eval", "held.jsonl", "--out", "out"],
 }

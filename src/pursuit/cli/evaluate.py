@@ -61,6 +61,9 @@ def evaluate(
     values = merge(read_yaml(config) if config else {}, given(settings))
     if unused := sorted(set(values) - set(USED)):
         raise SettingsError(f"{', '.join(unused)}: not used by evaluate.")
+    from pursuit.pool.sources import refuse_missing
+
+    refuse_missing(eval or [])  # before torch is imported
     plan = _plan(metrics, bool(eval), scorer, player, lm_eval, lm_eval_param, batch_tokens,
                  (max_new_tokens, first_line, ignore_case))  # fmt: skip
     _evaluate(_settings(run, values), eval or [], plan, out)

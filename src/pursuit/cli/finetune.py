@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from pursuit.cli.app import Flags, app, flags_of, given, parse_parameters
+from pursuit.cli.app import Flags, app, flags_of, given, looked_at, parse_parameters
 from pursuit.finetune.recipe import USED, FineTune
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def finetune(
             batch_selection.html, which draws what was kept and what it cost.
         prune: With --online, the share that is left out.
     """
+    values = looked_at(given(settings), [str(subset)] if subset else [])
     from pursuit.finetune.command import Source, run_finetune
 
     recipe = FineTune(
@@ -81,6 +82,6 @@ def finetune(
     if prune is not None:
         parameters["prune"] = prune
     run_finetune(
-        Source(run, subset, selection), out, recipe, given(settings), full=full, online=online,
+        Source(run, subset, selection), out, recipe, values, full=full, online=online,
         online_parameters=parameters,
     )  # fmt: skip
