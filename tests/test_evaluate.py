@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from pursuit.batches import collate
+from pursuit.batches import collate, plan_batches, where_it_fits
 from pursuit.errors import ModelError
 from pursuit.evaluate import EvalSet, GenerationSettings, evaluate, read_eval_set
 from pursuit.evaluate.choice import score_options
@@ -271,3 +272,24 @@ def test_batches_are_halved_where_memory_runs_out(tmp_path: Path, monkeypatch: p
     most[0] = 0
     with pytest.raises(ModelError, match="one row; lower --max-length"):
         evaluate(model, data.encoder.tokenizer, data, metrics=["loss"])
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 200), st.integers(50, 300))
+def test_what_did_not_fit_is_not_tried_again(lengths: list[int], room: int, budget: int) -> None:
+    """Every row is made once, in batches that fit; memory runs out a few times, and not with each batch."""
+    sizes, refused, made = np.array(lengths, np.int32), [], []
+
+    def tokens(batch: list[int]) -> int:
+        return len(batch) * int(sizes[batch].max())
+
+    def work(batch: list[int]) -> list[int]:
+        if len(batch) > 1 and tokens(batch) > room:
+            refused.append(tokens(batch))
+            raise torch.OutOfMemoryError("too big")
+        return batch
+
+    for batch, same in where_it_fits(plan_batches(range(len(sizes)), sizes, budget), sizes, work):
+        assert batch == same
+        made += batch
+    assert sorted(made) == list(range(len(sizes)))
+    assert all(later <= before // 2 for before, later in pairwise(refused))

@@ -75,16 +75,21 @@ def _cuts(lengths: NDArray[np.int64], batch_tokens: int) -> list[int]:
 
 
 def where_it_fits(
-    batches: Iterable[list[int]], work: Callable[[list[int]], Result]
+    batches: Iterable[list[int]], lengths: NDArray[np.int32], work: Callable[[list[int]], Result]
 ) -> Iterator[tuple[list[int], Result]]:
-    """(batch, work(batch)) of every batch, or of its halves where memory runs out.
+    """(batch, work(batch)) of every batch; where memory runs out, it and what comes after it in batches of half its
+    padded tokens.
 
     Raises:
         ModelError: it does not suffice for one row.
     """
     pending = list(batches)[::-1]
+    most: int | None = None
     while pending:
         batch = pending.pop()
+        if most is not None and len(parts := plan_batches(batch, lengths, most)) > 1:
+            pending += parts[::-1]
+            continue
         try:
             made = work(batch)
         except (RuntimeError, MemoryError) as error:
@@ -92,8 +97,8 @@ def where_it_fits(
                 raise
             if len(batch) == 1:
                 raise ModelError("memory does not suffice for one row; lower --max-length.") from error
-            middle = len(batch) // 2
-            pending += [batch[middle:], batch[:middle]]
+            most = len(batch) // 2 * int(lengths[batch].max())
+            pending.append(batch)
             made = None
         if made is None:
             free_cached_memory()  # when the error, and what it holds, is gone

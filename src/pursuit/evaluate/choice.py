@@ -117,7 +117,7 @@ def option_likelihoods(
     with torch.inference_mode(), progress(description, len(asked)) as advance:
         planned = plan_batches(range(len(asked)), sizes, batch_tokens)
         for batch, scores in where_it_fits(
-            planned, lambda items: list(_score(model, [options[item] for item in items], share_prompt))
+            planned, sizes, lambda items: list(_score(model, [options[item] for item in items], share_prompt))
         ):
             for item, likelihoods in zip(batch, scores, strict=True):
                 found[item] = likelihoods

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
@@ -63,9 +64,10 @@ def generate_responses(
     stops = stop_tokens(tokenizer, model, prompts)
     responses = [""] * len(prompts)
     with torch.inference_mode(), _plain_generation(model), progress(description, len(prompts)) as advance:
-        planned = _plan(prompts, batch_tokens)
+        lengths = np.array([len(prompt.ids) + prompt.limit for prompt in prompts], dtype=np.int32)
+        planned = _plan(prompts, lengths, batch_tokens)
         for batch, generated in where_it_fits(
-            planned, lambda rows: _generate(model, tokenizer, [prompts[row] for row in rows], stops)
+            planned, lengths, lambda rows: _generate(model, tokenizer, [prompts[row] for row in rows], stops)
         ):
             for row, ids in zip(batch, generated, strict=True):
                 responses[row] = prompts[row].cut(_decode(tokenizer, ids))[0].strip()
@@ -73,9 +75,8 @@ def generate_responses(
     return responses
 
 
-def _plan(prompts: Sequence[Prompt], batch_tokens: int) -> list[list[int]]:
+def _plan(prompts: Sequence[Prompt], lengths: NDArray[np.int32], batch_tokens: int) -> list[list[int]]:
     """Batches of prompts whose limits are within a factor of two: a short answer need not wait for a long one."""
-    lengths = np.array([len(prompt.ids) + prompt.limit for prompt in prompts], dtype=np.int32)
     by_limit: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         by_limit.setdefault(prompt.limit.bit_length(), []).append(row)

@@ -24,7 +24,9 @@ def response_losses(model: nn.Module, data: EvalSet, batch_tokens: int) -> NDArr
     device = next(model.parameters()).device
     with torch.inference_mode(), progress("loss", len(data)) as advance:
         planned = plan_batches(range(len(data)), data.lengths, batch_tokens)
-        for batch, found in where_it_fits(planned, lambda rows: example_losses(model, collate(data, rows, device))):
+        for batch, found in where_it_fits(
+            planned, data.lengths, lambda rows: example_losses(model, collate(data, rows, device))
+        ):
             losses[batch] = found.cpu().double().numpy()
             advance(len(batch))
     if not np.isfinite(losses).all():
