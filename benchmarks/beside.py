@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.peers.common import COMPARED, LONGEST, TOKENS
 from benchmarks.peers.install import PEERS, InstallError, python_of, version_here, version_of
-from benchmarks.processes import FailedError, OnCall, on_call
+from benchmarks.processes import PATIENCE, FailedError, OnCall, on_call
 from pursuit.encoding import Encoder, encode_pool
 from pursuit.models.loading import load_tokenizer
 from pursuit.pool import Pool
@@ -27,7 +27,7 @@ FLOOR, OURS = "forward + backward, frozen", "pursuit"
 SLOW = ("trak", "less' own way")  # once is enough
 OTHERS = ("bergson", "dattri-llm", "logix", "trak", "less' own way")
 MODELS = {"small": "small Llama", "smollm2": "Llama of SmolLM2-135M's size"}
-PATIENCE = 150.0  # seconds that one process may take beside a GPU, which is not ours for long
+PATIENCE_OF_A_GPU = 150.0  # seconds for a process or a pass beside a GPU, which is not ours for long
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def called_in_turn(ways: Mapping[str, list[str]], work: Work, rounds: int) -> di
     """
     scripts = {name: [one[0], str(SCRIPTS / one[1]), *one[2:], *work.options] for name, one in ways.items()}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    with on_call(scripts, work.environment, PATIENCE if work.cuda else 3600.0) as processes:
+    failed: set[str] = set()
+    with on_call(scripts, work.environment, PATIENCE_OF_A_GPU if work.cuda else PATIENCE) as processes:
 
         def answers(name: str, ask: Callable[[OnCall], dict[str, Any] | None]) -> dict[str, Any] | None:
             try:
@@ -130,7 +131,6 @@ def called_in_turn(ways: Mapping[str, list[str]], work: Work, rounds: int) -> di
                 failed.add(name)
                 return None
 
-        failed: set[str] = set()
         for name in ways:
             answers(name, OnCall.ready)
         for turn in range(rounds):
@@ -189,7 +189,7 @@ def _line(
         return format(statistics.median(values), form) if values else "–"
 
     last = answers[-1]
-    memory = statistics.median(answer["added_mb"] for answer in answers)
+    memory = answers[0]["added_mb"]  # later passes find the first one's memory still there
     cosines = last.get("cosines", [])
     agreement = f"{statistics.correlation(cosines, exact):.3f}" if len(cosines) == len(exact) > 1 else "–"
     spread = f"{middle(mine, f'6.{digits}f')} ({min(mine):.{digits}f}–{max(mine):.{digits}f})"

@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ PATIENCE = 3600.0  # seconds that one may take to get ready, or for one pass
 
 
 class FailedError(Exception):
-    """One gave no answer; the message is the last line of its error."""
+    """One gave no answer: the message is the last line of its error, or that it took too long."""
 
 
 class OnCall:
@@ -57,6 +58,7 @@ class OnCall:
         """The next line that is JSON: libraries print what they like."""
         assert self._process.stdout is not None
         clock = threading.Timer(self.patience, self._process.kill)
+        begun = time.monotonic()
         clock.start()
         try:
             for line in self._process.stdout:
@@ -65,6 +67,8 @@ class OnCall:
         finally:
             clock.cancel()
         self._process.wait()
+        if time.monotonic() - begun >= self.patience:
+            raise FailedError(f"not done after {self.patience:.0f} seconds")
         self._errors.seek(0)
         raise FailedError((self._errors.read().strip().splitlines() or ["no answer"])[-1][:300])
 

@@ -85,7 +85,7 @@ class ExampleGradients:
         self._owners = _owning_modules(self._modules, self.parameters)
         self._split = split_model(model)
         # whether all captured modules lie below the head, which may then be run apart from their graph
-        self._below_head = self._split is not None and not self._split.above() & set(self._owners)
+        self._below_head = self._split is not None and not self._split.above & set(self._owners)
 
     def __call__(self, batch: Batch, consume: Consume) -> Tensor:
         """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) block as backward makes it.

@@ -77,12 +77,9 @@ class SplitModel:
         """Where token ids belong."""
         return self.base.device
 
+    @cached_property
     def above(self) -> set[nn.Module]:
         """The modules that do not belong to the body."""
-        return self._above
-
-    @cached_property
-    def _above(self) -> set[nn.Module]:
         return set(self.base.modules()) - set(self.body.modules())
 
     @cached_property
@@ -95,7 +92,7 @@ class SplitModel:
 
     def trains_head(self) -> bool:
         """Whether some parameter that requires a gradient is used above the body; a tied one is."""
-        return any(p.requires_grad for module in self.above() for p in module.parameters(recurse=False))
+        return any(p.requires_grad for module in self.above for p in module.parameters(recurse=False))
 
 
 def split_model(model: nn.Module) -> SplitModel | None:
