@@ -6,7 +6,7 @@
 # MODEL  folder of SmolLM2-135M-Instruct, as `python -m demo` leaves it in the cache
 # DATA   pool.jsonl and target.jsonl of the study larger-pool (`python -m experiments.robustness`), and lengths.json, see
 #        benchmarks/gpu.py
-# PART   solvers attempts rates peers online quantized predict; all of them without
+# PART   solvers attempts rates peers others online quantized predict; all of them without
 set -uo pipefail
 model=$1 data=$2 out=$3
 shift 3
@@ -27,12 +27,16 @@ rates() {
         --parts peaks extraction
 }
 
+work=(--parts beside --here --device cuda --dtype bfloat16 --size smollm2 --sides 16 --rows 512 --batch 128)
+
+# rows of 128 tokens, and rows as long as a pool's (of the model only its tokenizer is used)
 peers() {
     head -n 1500 "$data/pool.jsonl" > "$out/some.jsonl"
-    local work=(--parts beside --here --device cuda --dtype bfloat16 --size smollm2 --sides 16 --rows 512 --batch 128)
     python3 -m benchmarks run "${work[@]}" --peers bergson --model "$model" --pool "$out/some.jsonl"
-    python3 -m benchmarks run "${work[@]}" --peers dattri-llm logix "less' own way"  # each keeps 50 GB of a pool's rows
 }
+
+# those that keep 50 GB each of a pool's rows
+others() { python3 -m benchmarks run "${work[@]}" --peers dattri-llm logix "less' own way"; }
 
 online() {
     python3 -m benchmarks.online --parts cost --device cuda --dtype bfloat16 --model "$model" --pool "$data/pool.jsonl" \
@@ -57,13 +61,13 @@ predict() {
     head -c 2000 "$out"/{predicted,again}/timings*.json
 }
 
-limits="solvers:150 attempts:300 rates:90 peers:150 online:60 quantized:90 predict:150"
-for part in ${*:-solvers attempts rates peers online quantized predict}; do
+limits="solvers:150 attempts:300 rates:90 peers:150 others:150 online:60 quantized:90 predict:150"
+for part in ${*:-solvers attempts rates peers others online quantized predict}; do
     limit=$(sed "s/.*$part:\([0-9]*\).*/\1/" <<< "$limits")
     begun=$SECONDS
     export -f "$part"
     export model data out
-    timeout "$limit" bash -c "$part" > "$out/$part.txt" 2> "$out/$part.err" || echo "$part ended with $?"
+    timeout "$limit" bash -c "$(declare -p work); $part" > "$out/$part.txt" 2> "$out/$part.err" || echo "$part ended with $?"
     echo "== $part, $((SECONDS - begun)) s"
     grep -v '^$' "$out/$part.txt" | tail -n 60
     tail -n 30 "$out/$part.err" | tr '\r' '\n' | tail -n 20

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,90 +13,124 @@ from transformers.pytorch_utils import Conv1D
 
 from pursuit.devices import out_of_memory
 from pursuit.errors import ModelError
-from pursuit.gradients.scratch import Scratch
+from pursuit.gradients.products import Products
 from pursuit.gradients.sketch import COLUMNS, ROWS, MatrixSketch
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a module: what went in, and its own parameters' names → the model's names for them.
+class Inputs:
+    """What went into a call of a module."""
 
-    `narrow`: the input is that of `weight`, multiplied by its factor already.
-    """
-
-    module: nn.Module
-    names: dict[str, str]
-    inputs: tuple[Any, ...]
+    positional: tuple[Any, ...]
     keywords: dict[str, Any]
-    narrow: bool = False
 
 
-def with_narrow_input(call: Call, output_dim: int, sketch: MatrixSketch) -> Call:
-    """The call with its input narrowed, where `matrix_gradients` will take it: a longer one need not be kept."""
-    name, module = call.names.get("weight"), call.module
-    if name is None or name not in sketch:
-        return call
-    if _is_linear(module) and output_dim == 3:
-        side, size = ROWS if isinstance(module, Conv1D) else COLUMNS, call.inputs[0].shape[-1]
-        if sketch.width(name, side, size) < size:
-            return replace(call, inputs=(sketch.narrow(name, side, call.inputs[0]),), narrow=True)
-    if _is_embedding(module) and call.inputs[0].dim() == 2:
-        rows: int = module.num_embeddings  # type: ignore[assignment]
-        found = sketch.narrow_ids(name, call.inputs[0], rows, module.padding_idx)  # type: ignore[arg-type]
-        return replace(call, inputs=(found,), narrow=True)
-    return call
+Kept = Tensor | Inputs  # of a call, until backward comes to its output
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
+class Owner:
+    """A module that has parameters whose gradients are wanted. Any module: its own derivative is taken.
 
-
-def _is_embedding(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
-
-
-def matrix_gradients(
-    call: Call, gradient: Tensor, scratch: Scratch, sketch: MatrixSketch | None
-) -> dict[str, Tensor] | None:
-    """Per-example gradients of a linear map or an embedding by one batched product; None for other modules.
-
-    Args:
-        call: what went in: (B, T, in), or token ids (B, T), or the narrow form of either.
-        gradient: of its output, (B, T, out).
-        scratch: memory for the weight's block.
-
-    Returns:
-        name → (B, *parameter shape) or what the sketch makes; float32 or in the type of what went in.
+    Attributes:
+        names: its own parameters' names → the model's names for them.
     """
-    module = call.module
-    if _is_linear(module) and gradient.dim() == 3:
-        found = {}
-        if "weight" in call.names:
-            found["weight"] = _product(call, gradient, isinstance(module, Conv1D), scratch, sketch)
-        if "bias" in call.names:
-            found["bias"] = gradient.float().sum(dim=1)
-        return found
-    if _is_embedding(module) and call.narrow:
-        return {"weight": _product(call, gradient, True, scratch, sketch)}
-    if _is_embedding(module) and len(call.inputs[0]) == len(gradient):
-        return {"weight": _embedding_gradients(module, call.inputs[0], gradient)}  # type: ignore[arg-type]
-    return None
+
+    def __init__(self, module: nn.Module, names: dict[str, str], sketch: MatrixSketch | None) -> None:
+        self.module, self.names, self.sketch = module, names, sketch
+
+    def keep(self, shape: Sequence[int], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Kept:
+        """What is needed of a call in a batch of (B, T) tokens."""
+        return Inputs(
+            tuple(by_example(value, shape) for value in inputs),
+            {name: by_example(value, shape) for name, value in keywords.items()},
+        )
+
+    def gradients(self, kept: Tensor, gradient: Tensor, products: Products) -> None:
+        """Hand over the per-example gradients of its parameters, or what they are products of.
+
+        Args:
+            kept: the tensor that `keep` gave. Of `Inputs` they are to be had by `any_module_gradients` alone.
+            gradient: of the output, (B, T, out).
+        """
 
 
-def _product(
-    call: Call, gradient: Tensor, input_first: bool, scratch: Scratch, sketch: MatrixSketch | None
-) -> Tensor:  # fmt: skip
-    """Σ_tokens of the outer products of input and gradient, in the order in which the weight has its axes."""
-    name, given = call.names["weight"], call.inputs[0]
-    if sketch is not None and name in sketch:
-        sides = (ROWS, COLUMNS) if input_first else (COLUMNS, ROWS)
-        given = given if call.narrow else sketch.narrow(name, sides[0], given)
-        gradient = sketch.narrow(name, sides[1], gradient)
-        return sketch.product(name, *((given, gradient) if input_first else (gradient, given)))
-    left, right = (given, gradient) if input_first else (gradient, given)
-    shape = (len(left), left.shape[2], right.shape[2])
-    out = scratch.take(shape, left.device) if left.dtype == right.dtype == torch.float32 else None
-    return torch.bmm(left.transpose(1, 2), right.to(left.dtype), out=out)
+class LinearMap(Owner):
+    """y = x Wᵀ + b, or y = x W + b where the weight is stored so."""
+
+    def __init__(self, module: nn.Module, names: dict[str, str], sketch: MatrixSketch | None) -> None:
+        super().__init__(module, names, sketch)
+        self.input_side, self.output_side = (ROWS, COLUMNS) if isinstance(module, Conv1D) else (COLUMNS, ROWS)
+        self.weight, self.bias = names.get("weight"), names.get("bias")
+        self.sketched = self.weight is not None and sketch is not None and self.weight in sketch
+        self.narrows = False  # the input at once: a longer one need not be kept
+        if self.weight is not None and sketch is not None and self.sketched:
+            size: int = module.weight.shape[self.input_side]  # type: ignore[assignment,index]
+            self.narrows = sketch.width(self.weight, self.input_side, size) < size
+
+    def keep(self, shape: Sequence[int], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Kept:
+        """See `Owner`; (B, T, in) or narrower."""
+        given: Tensor | None = by_example(inputs[0], shape) if inputs else None
+        if given is None or given.dim() != 3:
+            return super().keep(shape, inputs, keywords)
+        if self.narrows:
+            return self.sketch.narrow(self.weight, self.input_side, given)  # type: ignore[union-attr,arg-type]
+        return given
+
+    def gradients(self, kept: Tensor, gradient: Tensor, products: Products) -> None:
+        """See `Owner`; a matrix has its axes in the order of the weight's."""
+        if self.bias is not None:
+            products.done(self.bias, gradient.float().sum(dim=1))
+        if self.weight is None:
+            return
+        if self.sketch is not None and self.sketched:
+            if not self.narrows:
+                kept = self.sketch.narrow(self.weight, self.input_side, kept)
+            gradient = self.sketch.narrow(self.weight, self.output_side, gradient)
+        rows, columns = (kept, gradient) if self.input_side == ROWS else (gradient, kept)
+        products(self.weight, rows, columns, self.sketched)
+
+
+class Embedding(Owner):
+    """Rows of a matrix by token id."""
+
+    def keep(self, shape: Sequence[int], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Kept:
+        """See `Owner`; (B, T) ids, or (B, T, m) of the sketch."""
+        ids: Tensor | None = by_example(inputs[0], shape) if inputs else None
+        if ids is None or ids.dim() != 2:
+            return super().keep(shape, inputs, keywords)
+        if self.sketch is not None and self.names["weight"] in self.sketch:
+            rows: int = self.module.num_embeddings  # type: ignore[assignment]
+            padding: int | None = self.module.padding_idx  # type: ignore[assignment]
+            return self.sketch.narrow_ids(self.names["weight"], ids, rows, padding)
+        return ids
+
+    def gradients(self, kept: Tensor, gradient: Tensor, products: Products) -> None:
+        """See `Owner`."""
+        name = self.names["weight"]
+        if self.sketch is not None and name in self.sketch:
+            products(name, kept, self.sketch.narrow(name, COLUMNS, gradient), True)
+        else:
+            products.done(name, _embedding_gradients(self.module, kept, gradient))  # type: ignore[arg-type]
+
+
+def make_owner(module: nn.Module, names: dict[str, str], sketch: MatrixSketch | None) -> Owner:
+    """What fits the module best."""
+    forward = type(module).forward
+    if forward in (nn.Linear.forward, Conv1D.forward):
+        return LinearMap(module, names, sketch)
+    if isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:
+        return Embedding(module, names, sketch)
+    return Owner(module, names, sketch)
+
+
+def by_example(value: Any, shape: Sequence[int]) -> Any:
+    """Detach, and give (B·T, …) its batch axis back: some models flatten the tokens before their MLP."""
+    if not isinstance(value, Tensor):
+        return value
+    examples, tokens = shape
+    if value.dim() == 0 or value.shape[0] in (examples, 0) or value.shape[0] != examples * tokens:
+        return value.detach()
+    return value.detach().unflatten(0, shape)
 
 
 def _embedding_gradients(module: nn.Embedding, ids: Tensor, gradient: Tensor) -> Tensor:
@@ -107,15 +142,15 @@ def _embedding_gradients(module: nn.Embedding, ids: Tensor, gradient: Tensor) ->
     return rows
 
 
-def any_module_gradients(call: Call, gradient: Tensor) -> dict[str, Tensor]:
-    """Norms and other modules: the module's own derivative, for all examples at once by vmap."""
-    parameters = {name: p.detach() for name, p in call.module.named_parameters(recurse=False) if name in call.names}
-    examples = len(gradient)
-    values, structure = tree_flatten((call.inputs, call.keywords))
+def any_module_gradients(owner: Owner, given: Inputs, gradient: Tensor) -> dict[str, Tensor]:
+    """Norms and other modules: the module's own derivative, for all examples at once by vmap; by the model's names."""
+    module, names, examples = owner.module, owner.names, len(gradient)
+    parameters = {name: p.detach() for name, p in module.named_parameters(recurse=False) if name in names}
+    values, structure = tree_flatten((given.positional, given.keywords))
     per_example = [isinstance(v, Tensor) and v.dim() > 0 and len(v) == examples for v in values]
     if not any(per_example):
         raise ModelError(
-            f"{type(call.module).__name__} mixes the examples of a batch (experts do), so their gradients cannot be "
+            f"{type(module).__name__} mixes the examples of a batch (experts do), so their gradients cannot be "
             "told apart. Choose parameters of other modules, attention projections for example."
         )
 
@@ -125,7 +160,7 @@ def any_module_gradients(call: Call, gradient: Tensor) -> dict[str, Tensor]:
         inputs, keywords = tree_unflatten(filled, structure)
 
         def run(weights: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(call.module, weights, inputs, keywords).squeeze(0)
+            return torch.func.functional_call(module, weights, inputs, keywords).squeeze(0)
 
         return torch.func.vjp(run, parameters)[1](out)[0]
 
@@ -136,7 +171,7 @@ def any_module_gradients(call: Call, gradient: Tensor) -> dict[str, Tensor]:
         if out_of_memory(error):
             raise
         raise ModelError(
-            f"{type(call.module).__name__}: the gradients of {', '.join(call.names.values())} cannot be taken row by "
+            f"{type(module).__name__}: the gradients of {', '.join(names.values())} cannot be taken row by "
             f"row ({str(error).splitlines()[0]}). Leave these weights out; attention projections always go."
         ) from error
-    return {name: block.float() for name, block in found.items()}
+    return {names[local]: block.float() for local, block in found.items()}

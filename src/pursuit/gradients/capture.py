@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pursuit.errors import ModelError
-from pursuit.gradients.calls import Call, any_module_gradients, matrix_gradients, with_narrow_input
+from pursuit.gradients.calls import Inputs, Kept, Owner, any_module_gradients, by_example, make_owner
 from pursuit.gradients.losses import Batch, check_batch, example_losses
-from pursuit.gradients.scratch import Scratch
+from pursuit.gradients.products import PUT_OFF, Products
 from pursuit.gradients.sketch import MatrixSketch, reduced
 from pursuit.gradients.split import split_model
 from pursuit.models.trainable import trainable_parameters
@@ -82,10 +83,11 @@ class ExampleGradients:
         self.model, self.sketch = model, sketch
         self.parameters = trainable_parameters(model) if parameters is None else parameters
         self._modules, self._weights = list(model.modules()), list(model.parameters())
-        self._owners = _owning_modules(self._modules, self.parameters)
+        owning = _owning_modules(self._modules, self.parameters)
+        self._owners = [make_owner(module, names, sketch) for module, names in owning.items()]
         self._split = split_model(model)
         # whether all captured modules lie below the head, which may then be run apart from their graph
-        self._below_head = self._split is not None and not self._split.above & set(self._owners)
+        self._below_head = self._split is not None and not self._split.above & set(owning)
 
     def __call__(self, batch: Batch, consume: Consume) -> Tensor:
         """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) block as backward makes it.
@@ -97,7 +99,8 @@ class ExampleGradients:
         Returns:
             (B,) losses without graph.
         """
-        capture = _Capture(self._owners, consume, tuple(batch["input_ids"].shape), self.sketch)
+        ids = batch["input_ids"]
+        capture = _Capture(self._owners, consume, tuple(ids.shape), self.sketch, ids.device)
         with _evaluation(self.model, self._modules, self._weights), torch.enable_grad(), capture:
             losses = example_losses(self.model, batch, head_apart=self._below_head, split=self._split)
             if losses.requires_grad:
@@ -126,62 +129,51 @@ def refuse_unseen(model: nn.Module, batch: Batch, unreported: Mapping[str, nn.Pa
 
 
 class _Capture:
-    """Hooks on the modules that own the parameters, for the duration of a `with`."""
+    """Hooks on the modules that own the parameters, for one batch and the duration of a `with`."""
 
     def __init__(
-        self, owners: Mapping[nn.Module, dict[str, str]], consume: Consume, shape: tuple[int, ...],
-        sketch: MatrixSketch | None,
+        self, owners: Sequence[Owner], consume: Consume, shape: tuple[int, ...], sketch: MatrixSketch | None,
+        device: torch.device,
     ) -> None:  # fmt: skip
-        self.consume, self.shape, self.scratch, self.sketch = consume, shape, Scratch(), sketch
-        self.owners = owners
+        self.owners, self.consume, self.shape = owners, consume, shape
+        self.products = Products(self._add, sketch, 0 if device.type == "cpu" else PUT_OFF)
         self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
         self.pending: dict[str, Tensor] = {}
-        self.deferred: list[tuple[Call, Tensor]] = []
+        self.deferred: list[tuple[Owner, Inputs, Tensor]] = []
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> _Capture:
-        for module, names in self.owners.items():
-            self.handles.append(module.register_forward_hook(self._forward_hook(names), with_kwargs=True))
+        for owner in self.owners:
+            hook = partial(self._forward, owner)
+            self.handles.append(owner.module.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _forward_hook(self, names: dict[str, str]) -> Callable[..., None]:
-        def forward(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise ModelError(
-                    f"{type(module).__name__} does not return one tensor, so the gradients of "
-                    f"{', '.join(names.values())} cannot be told apart by row: leave these weights out."
-                )
-            if not output.requires_grad:
-                output.requires_grad_(True)  # the graph starts here: nothing below needs differentiating
-            for name in names.values():
-                self.expected[name] = self.expected.get(name, 0) + 1
-            by_example = self._by_example
-            call = Call(module, names, tuple(map(by_example, inputs)), {k: by_example(v) for k, v in keywords.items()})
-            if self.sketch is not None:
-                call = with_narrow_input(call, by_example(output).dim(), self.sketch)
-            output.register_hook(lambda gradient: self._backward(call, by_example(gradient)))
+    def _forward(
+        self, owner: Owner, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    ) -> None:  # fmt: skip
+        """A small model waits for what is done here and in `_backward`: at most a few calls a module."""
+        if not isinstance(output, Tensor):
+            raise ModelError(
+                f"{type(module).__name__} does not return one tensor, so the gradients of "
+                f"{', '.join(owner.names.values())} cannot be told apart by row: leave these weights out."
+            )
+        if not output.requires_grad:
+            output.requires_grad_(True)  # the graph starts here: nothing below needs differentiating
+        for name in owner.names.values():
+            self.expected[name] = self.expected.get(name, 0) + 1
+        kept = owner.keep(self.shape, inputs, keywords)
+        output.register_hook(partial(self._backward, owner, kept))
 
-        return forward
-
-    def _by_example(self, value: Any) -> Any:
-        """Detach, and give (B·T, …) its batch axis back: some models flatten the tokens before their MLP."""
-        if not isinstance(value, Tensor):
-            return value
-        examples, tokens = self.shape
-        flattened = value.dim() > 0 and len(value) == examples * tokens != examples
-        return value.detach().unflatten(0, self.shape) if flattened else value.detach()
-
-    def _backward(self, call: Call, gradient: Tensor) -> None:
-        found = matrix_gradients(call, gradient, self.scratch, self.sketch)
-        if found is None:
-            self.deferred.append((call, gradient))  # torch allows no further differentiation inside a backward pass
+    def _backward(self, owner: Owner, kept: Kept, gradient: Tensor) -> None:
+        gradient = by_example(gradient, self.shape)
+        if isinstance(kept, Inputs):
+            self.deferred.append((owner, kept, gradient))  # torch differentiates nothing inside a backward pass
             return
-        for local, block in found.items():
-            self._add(call.names[local], block)
+        owner.gradients(kept, gradient, self.products)
 
     def _add(self, name: str, block: Tensor) -> None:
         if name in self.pending:
@@ -195,10 +187,10 @@ class _Capture:
     def flush(self) -> None:
         """After backward: the deferred modules, and parameters of which some use did not reach the loss."""
         self.__exit__()  # the calls below must not be captured again
-        for call, gradient in self.deferred:
-            for local, block in any_module_gradients(call, gradient).items():
-                name = call.names[local]
-                self._add(name, block if self.sketch is None else reduced(self.sketch, name, block))
+        self.products.flush()
+        for owner, inputs, gradient in self.deferred:
+            for name, block in any_module_gradients(owner, inputs, gradient).items():
+                self._add(name, block if owner.sketch is None else reduced(owner.sketch, name, block))
         for name, block in self.pending.items():
             self.consume(name, block)
 

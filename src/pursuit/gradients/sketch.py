@@ -39,7 +39,10 @@ class MatrixSketch(Protocol):
         ...
 
     def product(self, name: str, rows: Tensor, columns: Tensor, /) -> Tensor:
-        """(B, …) float32 or in the type of the sides, the projection of Σ_tokens u vᵀ of the narrow sides."""
+        """(B, …) float32 or in the type of the sides, the projection of Σ_tokens u vᵀ of the narrow sides.
+
+        Matrices whose narrow sides have the same shapes may be given together, one after the other, by either's name.
+        """
         ...
 
     def scaled(self, scales: Mapping[str, Sequence[Tensor]], /) -> Self:

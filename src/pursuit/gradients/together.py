@@ -4,7 +4,7 @@ small ones: each of an adapter's blocks is so small that to start what is done w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,14 +21,18 @@ class Piece:
         names: of the parameters, in order.
         width: numbers of all.
         missing: how many parameters are still to come.
+        sizes: numbers of each.
         buffer: (B, width) float32, from the first one to the last.
+        parts: the buffer's columns of each parameter.
     """
 
     offset: int
     names: list[str]
     width: int
     missing: int
+    sizes: list[int] = field(default_factory=list)
     buffer: Tensor | None = None
+    parts: tuple[Tensor, ...] = ()
 
 
 class Together:
@@ -46,13 +50,14 @@ class Together:
         self, sizes: Mapping[str, int], most: int, consume: Callable[[Sequence[str], int, Tensor], None]
     ) -> None:
         self.consume = consume
-        self._places: dict[str, tuple[Piece, int]] = {}  # the parameter's piece, and where it begins there
+        self._places: dict[str, tuple[Piece, int]] = {}  # the parameter's piece, and its number there
         offset, piece = 0, Piece(0, [], 0, 0)
         for name, size in sizes.items():
             if piece.names and piece.width + size > most:
                 piece = Piece(offset, [], 0, 0)
-            self._places[name] = piece, piece.width
+            self._places[name] = piece, len(piece.names)
             piece.names.append(name)
+            piece.sizes.append(size)
             piece.width, piece.missing, offset = piece.width + size, piece.missing + 1, offset + size
         self._waiting = set(sizes)
 
@@ -63,15 +68,15 @@ class Together:
     def __call__(self, name: str, block: Tensor) -> None:
         """One parameter's (B, …) block, of any floating-point type."""
         self._waiting.discard(name)
-        piece, begin = self._places[name]
+        piece, number = self._places[name]
         if len(piece.names) == 1:
             self.consume(piece.names, piece.offset, block.float())
             return
-        flat = block.flatten(1)
         if piece.buffer is None:
             piece.buffer = torch.empty(len(block), piece.width, device=block.device)
-        piece.buffer[:, begin : begin + flat.shape[1]] = flat
+            piece.parts = piece.buffer.split(piece.sizes, dim=1)
+        piece.parts[number].copy_(block.flatten(1))
         piece.missing -= 1
         if not piece.missing:
-            whole, piece.buffer = piece.buffer, None
+            whole, piece.buffer, piece.parts = piece.buffer, None, ()
             self.consume(piece.names, piece.offset, whole)

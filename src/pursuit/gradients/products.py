@@ -1,0 +1,81 @@
+"""Per-example gradients of matrices by batched products, on a GPU of several matrices at once.
+
+A small model's products take less time than to start them. Those of one shape are therefore put off until there are
+enough of them, and made together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pursuit.gradients.scratch import Scratch
+from pursuit.gradients.sketch import MatrixSketch
+
+PUT_OFF = 1 << 26  # numbers that go into a product and come out, of all matrices in it: 256 MiB in float32
+
+
+@dataclass
+class Group:
+    """Products of one shape; their sides are (B, T, R) and (B, T, C), or what a sketch makes of them."""
+
+    names: list[str] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    columns: list[Tensor] = field(default_factory=list)
+
+
+class Products:
+    """Takes both sides of matrices' gradients, Σ_tokens of their outer products, and hands over the blocks.
+
+    Args:
+        done: receives a name and its block: (B, R, C), or what the sketch makes; float32 or in the type of the rows.
+            Its memory serves the next one.
+        sketch: for the sides that it narrowed.
+        most: numbers that may be put off; with 0 each product is made at once.
+    """
+
+    def __init__(self, done: Callable[[str, Tensor], None], sketch: MatrixSketch | None, most: int) -> None:
+        self.done, self.sketch, self.most = done, sketch, most
+        self._scratch = Scratch()
+        self._groups: dict[tuple[object, ...], Group] = {}
+
+    def __call__(self, name: str, rows: Tensor, columns: Tensor, sketched: bool) -> None:
+        """One matrix's sides; of different types, the columns are converted."""
+        if rows.dtype != columns.dtype and not rows.is_complex():
+            columns = columns.to(rows.dtype)
+        room = self.most // (rows.numel() + columns.numel() + len(rows) * rows.shape[-1] * columns.shape[-1])
+        if room <= 1:
+            self.done(name, self._product(name, rows, columns, sketched))
+            return
+        shape = (rows.shape, columns.shape, rows.dtype, sketched)
+        group = self._groups.setdefault(shape, Group())
+        group.names.append(name)
+        group.rows.append(rows)
+        group.columns.append(columns)
+        if len(group.names) >= room:
+            self._make(self._groups.pop(shape), sketched)
+
+    def flush(self) -> None:
+        """Make what was put off."""
+        groups, self._groups = self._groups, {}
+        for (*_, sketched), group in groups.items():
+            self._make(group, bool(sketched))
+
+    def _make(self, group: Group, sketched: bool) -> None:
+        rows, columns = torch.cat(group.rows), torch.cat(group.columns)
+        examples = len(group.rows[0])
+        group.rows.clear()
+        group.columns.clear()
+        found = self._product(group.names[0], rows, columns, sketched)
+        for name, block in zip(group.names, found.split(examples), strict=True):
+            self.done(name, block)
+
+    def _product(self, name: str, rows: Tensor, columns: Tensor, sketched: bool) -> Tensor:
+        if sketched and self.sketch is not None:
+            return self.sketch.product(name, rows, columns)
+        shape = (len(rows), rows.shape[2], columns.shape[2])
+        out = self._scratch.take(shape, rows.device) if rows.dtype == torch.float32 else None
+        return torch.bmm(rows.mT, columns, out=out)
