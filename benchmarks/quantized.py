@@ -56,7 +56,7 @@ def main() -> None:
     with open(asked.pool, encoding="utf-8") as lines:
         write_text(pool, "".join(islice(lines, asked.rows)))
     cuda, exact = asked.device != "cpu", None
-    where: dict[str, Any] = {"device": asked.device, "dtype": "bfloat16" if cuda else "float32"}
+    where: dict[str, Any] = {"on_bad_row": "skip", "device": asked.device, "dtype": "bfloat16" if cuda else "float32"}
     if cuda:
         where["features"] = SETTINGS["features"] | {"batch_tokens": 8192, "shard_rows": 2048}
     clock = time.perf_counter if cuda else time.process_time

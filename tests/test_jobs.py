@@ -12,7 +12,7 @@ import pytest
 
 from pursuit import Run
 from pursuit.errors import RunError, SettingsError
-from pursuit.run.jobs import Share, extract_share
+from pursuit.run.jobs import Share, environment, extract_share
 from pursuit.run.status import status
 from test_run import SMALL, place, run_main, write_rows  # noqa: F401  (place is a fixture)
 
@@ -100,6 +100,16 @@ def test_a_process_a_device_makes_the_same_store(place, alone, tmp_path):  # noq
     assert shards(run.folder.features) == alone
     logs = sorted(path.name for path in (tmp_path / "run" / "logs").iterdir())
     assert logs == ["extract-1-of-2.log", "extract-2-of-2.log"], "the devices did not do the work"
+
+
+def test_processes_beside_a_gpu_share_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert environment("cuda:0", 4)["OMP_NUM_THREADS"] == "4"
+    assert environment("cuda:1", 32)["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in environment("cpu", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment("cuda:0", 4)["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_device_that_fails_is_named_with_its_reason(place, tmp_path):  # noqa: F811

@@ -25,11 +25,10 @@ direction, gradients = Preconditioning("sgd", None, sketch=sketch), ExampleGradi
 
 def work(rows: list[Row]) -> torch.Tensor:
     known = KnownRows([row.ids for row in rows], learnt_from=[row.start for row in rows])
-    order, found = [], []
+    found = torch.empty(len(known), projection.dimension, dtype=torch.float16)  # as a shard is filled
     for batch in plan_batches(range(len(known)), known.lengths, asked.batch * TOKENS):
-        found.append(batch_features(gradients, known, batch, projection, direction)["features"].half())
-        order += batch
-    return torch.cat(found)[torch.tensor(order).argsort()]
+        found[batch] = batch_features(gradients, known, batch, projection, direction)["features"].half()
+    return found
 
 
 what = {

@@ -111,7 +111,10 @@ class OnDevices:
         command = [sys.executable, "-m", "pursuit.run.jobs", str(self.run.path), str(share), settings]
         lock = self.run.lock_handle  # inherited, so that the folder stays locked if only this process dies
         with open(log, "wb") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=stream, pass_fds=[lock] if lock else [])
+            process = subprocess.Popen(
+                command, stdout=stream, stderr=stream, pass_fds=[lock] if lock else [],
+                env=environment(device, len(self.settings.devices)),
+            )  # fmt: skip
         say(f"{device}: shards {share}, log in {log}")
         return device, process, log
 
@@ -132,6 +135,17 @@ class OnDevices:
                     if process.poll():
                         lines = log.read_text(errors="replace").strip().splitlines()
                         raise RunError(f"{device}: {lines[-1] if lines else 'stopped'}\nIts whole log is in {log}.")
+
+
+def environment(device: str, processes: int) -> dict[str, str]:
+    """Of one of the processes.
+
+    Beside a GPU the cores only prepare its work, so they are shared: more threads than cores wait for each other. On a
+    CPU each has as many as here, since other numbers of threads round otherwise.
+    """
+    if device.partition(":")[0] == "cpu":
+        return dict(os.environ)
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
 
 
 def _rows_done(folder: Path) -> int:
