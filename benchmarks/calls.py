@@ -3,8 +3,9 @@
     python -m benchmarks.calls [--rank 8] [--profile]
 
 A Llama of 30 layers, so narrow that a batch of two rows is next to no arithmetic, on the CPU: milliseconds of the
-frozen pass, of the gradients alone and of the features, medians and means of 40 in turn. The mean also has what
-Python's garbage collector takes now and then; extraction keeps it from old objects, and so does this without --collect.
+frozen pass, of the gradients alone (also with products put off, as on a GPU) and of the features, medians and means of
+40 in turn. The mean also has what Python's garbage collector takes now and then; extraction keeps it from old objects,
+and so does this without --collect.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pursuit.batches import collate
 from pursuit.gradients import Preconditioning
 from pursuit.gradients.capture import ExampleGradients
 from pursuit.gradients.extract import batch_features, projections
+from pursuit.gradients.products import PUT_OFF
 from pursuit.gradients.shards import old_objects_left_alone
 from pursuit.recipes import Recipe
 
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def passes(rank: int) -> dict[str, Callable[[], object]]:
-    """The three, of one batch."""
+    """All of them, of one batch."""
     torch.manual_seed(0)
     model = captured(LlamaForCausalLM(LlamaConfig(
         hidden_size=48, num_hidden_layers=30, intermediate_size=64, num_attention_heads=3, num_key_value_heads=1,
@@ -70,9 +72,11 @@ def passes(rank: int) -> dict[str, Callable[[], object]]:
     recipe = Recipe(dimension=1024, projection="sparse" if rank else "factored", preconditioner="sgd")
     sketch, projection = projections(model, recipe)
     plain, gradients = Plain(model), ExampleGradients(model, sketch=sketch)
+    together = ExampleGradients(model, sketch=sketch, put_off=PUT_OFF)
     direction, batch = Preconditioning("sgd", None, sketch=sketch), collate(rows, [0, 1])
     return {
         "forward + backward, frozen": lambda: plain(batch), "gradients": lambda: gradients(batch, ignore),
+        "gradients as on a GPU": lambda: together(batch, ignore),
         "features": lambda: batch_features(gradients, rows, [0, 1], projection, direction),
     }  # fmt: skip
 

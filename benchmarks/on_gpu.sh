@@ -61,7 +61,7 @@ predict() {
     head -c 2000 "$out"/{predicted,again}/timings*.json
 }
 
-limits="solvers:150 attempts:300 rates:90 peers:150 others:150 online:60 quantized:90 predict:150"
+limits="solvers:150 attempts:300 rates:90 peers:150 others:150 online:60 quantized:90 predict:260"
 for part in ${*:-solvers attempts rates peers others online quantized predict}; do
     limit=$(sed "s/.*$part:\([0-9]*\).*/\1/" <<< "$limits")
     begun=$SECONDS

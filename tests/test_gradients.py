@@ -229,6 +229,18 @@ def test_a_batch_of_another_kind_is_told_what_is_wrong(harm, said):
         example_gradients(with_lora("llama"), batch)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("put_off", [5_000, 1 << 24])
+def test_products_that_wait_for_others_equal_autograd(kind, put_off):
+    """Of all weights, tied ones among them, which get several contributions."""
+    model, rows = tiny_model(kind), random_examples([5, 17, 2, 9])
+    found: dict[str, torch.Tensor] = {}
+    gradients = ExampleGradients(model, put_off=put_off)
+    gradients(batch_of(rows), lambda name, block: found.update({name: block.clone().flatten(1)}))
+    expected = one_at_a_time(model, rows)
+    assert relative_error(torch.cat([found[name] for name in gradients.parameters], dim=1), expected) <= 1e-5
+
+
 def test_one_model_for_many_batches_as_for_one_each():
     """Weights that were changed between them are those that count, and the model is as it was after each."""
     model = with_lora("gpt2", dropout=0.5)

@@ -75,12 +75,15 @@ class ExampleGradients:
         model: whose modules must not be exchanged meanwhile; its weights may change.
         parameters: whose gradients are wanted.
         sketch: its matrices are projected without being formed, to blocks of the shape that it makes.
+        put_off: numbers that products may wait for to be made together, see `Products`; without, none on a CPU, and
+            what a GPU needs there.
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None, sketch: MatrixSketch | None = None
-    ) -> None:
-        self.model, self.sketch = model, sketch
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter] | None = None,
+        sketch: MatrixSketch | None = None, put_off: int | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.sketch, self.put_off = model, sketch, put_off
         self.parameters = trainable_parameters(model) if parameters is None else parameters
         self._modules, self._weights = list(model.modules()), list(model.parameters())
         owning = _owning_modules(self._modules, self.parameters)
@@ -93,14 +96,15 @@ class ExampleGradients:
         """Run one batch; `consume(name, block)` receives each parameter's (B, *shape) block as backward makes it.
 
         A block is float32 or as the model computes. It is handed over once, to be changed at will, and its memory
-        serves the next one: the peak is one parameter's block and never (B, P). Parameters that the loss does not
-        depend on are not reported.
+        serves the next one: the peak is one parameter's block, or `put_off` numbers, and never (B, P). Parameters that
+        the loss does not depend on are not reported.
 
         Returns:
             (B,) losses without graph.
         """
         ids = batch["input_ids"]
-        capture = _Capture(self._owners, consume, tuple(ids.shape), self.sketch, ids.device)
+        put_off = (0 if ids.device.type == "cpu" else PUT_OFF) if self.put_off is None else self.put_off
+        capture = _Capture(self._owners, consume, tuple(ids.shape), self.sketch, put_off)
         with _evaluation(self.model, self._modules, self._weights), torch.enable_grad(), capture:
             losses = example_losses(self.model, batch, head_apart=self._below_head, split=self._split)
             if losses.requires_grad:
@@ -133,10 +137,10 @@ class _Capture:
 
     def __init__(
         self, owners: Sequence[Owner], consume: Consume, shape: tuple[int, ...], sketch: MatrixSketch | None,
-        device: torch.device,
+        put_off: int,
     ) -> None:  # fmt: skip
         self.owners, self.consume, self.shape = owners, consume, shape
-        self.products = Products(self._add, sketch, 0 if device.type == "cpu" else PUT_OFF)
+        self.products = Products(self._add, sketch, put_off)
         self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
         self.pending: dict[str, Tensor] = {}
         self.deferred: list[tuple[Owner, Inputs, Tensor]] = []
