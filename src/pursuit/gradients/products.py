@@ -15,7 +15,7 @@ from torch import Tensor
 from pursuit.gradients.scratch import Scratch
 from pursuit.gradients.sketch import MatrixSketch
 
-PUT_OFF = 1 << 26  # numbers that go into a product and come out, of all matrices in it: 256 MiB in float32
+PUT_OFF = 1 << 27  # numbers that go into products and come out: 256 MiB in bfloat16
 
 
 @dataclass
@@ -34,33 +34,34 @@ class Products:
         done: receives a name and its block: (B, R, C), or what the sketch makes; float32 or in the type of the rows.
             Its memory serves the next one.
         sketch: for the sides that it narrowed.
-        most: numbers that may be put off; with 0 each product is made at once.
+        most: numbers that may be put off, of all shapes; with 0 each product is made at once.
     """
 
     def __init__(self, done: Callable[[str, Tensor], None], sketch: MatrixSketch | None, most: int) -> None:
         self.done, self.sketch, self.most = done, sketch, most
         self._scratch = Scratch()
         self._groups: dict[tuple[object, ...], Group] = {}
+        self._waiting = 0  # numbers
 
     def __call__(self, name: str, rows: Tensor, columns: Tensor, sketched: bool) -> None:
         """One matrix's sides; of different types, the columns are converted."""
         if rows.dtype != columns.dtype and not rows.is_complex():
             columns = columns.to(rows.dtype)
-        room = self.most // (rows.numel() + columns.numel() + len(rows) * rows.shape[-1] * columns.shape[-1])
-        if room <= 1:
+        numbers = rows.numel() + columns.numel() + len(rows) * rows.shape[-1] * columns.shape[-1]
+        if 2 * numbers > self.most:
             self.done(name, self._product(name, rows, columns, sketched))
             return
-        shape = (rows.shape, columns.shape, rows.dtype, sketched)
-        group = self._groups.setdefault(shape, Group())
+        if self._waiting + numbers > self.most:
+            self.flush()
+        self._waiting += numbers
+        group = self._groups.setdefault((rows.shape, columns.shape, rows.dtype, sketched), Group())
         group.names.append(name)
         group.rows.append(rows)
         group.columns.append(columns)
-        if len(group.names) >= room:
-            self._make(self._groups.pop(shape), sketched)
 
     def flush(self) -> None:
         """Make what was put off."""
-        groups, self._groups = self._groups, {}
+        groups, self._groups, self._waiting = self._groups, {}, 0
         for (*_, sketched), group in groups.items():
             self._make(group, bool(sketched))
 
