@@ -27,11 +27,11 @@ def test_each_is_handed_over_once_however_many_are_put_off(kinds, most, examples
         found[name] = block.float().clone()
         block.fill_(float("nan"))  # it may be used up
 
-    products, expected = Products(done, None, most), {}
+    products, expected = Products(done, most), {}
     for place, kind in enumerate(kinds):
         rows, columns = (torch.randn(examples, 4, side, generator=generator) for side in SHAPES[kind])
         expected[f"p{place}"] = torch.einsum("btr,btc->brc", rows.to(dtype).double(), columns.to(dtype).double())
-        products(f"p{place}", rows.to(dtype), columns, False)  # the columns are converted
+        products(f"p{place}", rows.to(dtype), columns, None)  # the columns are converted
     products.flush()
     assert set(found) == set(expected)
     for name, block in found.items():
@@ -46,11 +46,11 @@ def test_sketched_sides_are_brought_together_by_their_shape(make, most, least):
     shapes = {f"p{place}": (48, 64) for place in range(5)} | {"wide": (96, 130)}
     sketch = make(shapes, 256, 3)
     found: dict[str, torch.Tensor] = {}
-    products, expected = Products(lambda name, block: found.update({name: block.clone()}), sketch, most), {}
+    products, expected = Products(lambda name, block: found.update({name: block.clone()}), most), {}
     for name, shape in shapes.items():
         assert name in sketch
         rows, columns = (sketch.narrow(name, side, torch.randn(2, 6, shape[side])) for side in (0, 1))
-        products(name, rows, columns, True)
+        products(name, rows, columns, sketch)
         expected[name] = sketch.product(name, rows, columns)
     put_off = len(shapes) - len(found)
     products.flush()
@@ -61,7 +61,7 @@ def test_sketched_sides_are_brought_together_by_their_shape(make, most, least):
 
 
 def test_without_room_each_is_made_at_once_and_memory_is_used_again():
-    pointers, products = set(), Products(lambda _, block: pointers.add(block.data_ptr()), None, 0)
+    pointers, products = set(), Products(lambda _, block: pointers.add(block.data_ptr()), 0)
     for place in range(3):
-        products(f"p{place}", torch.randn(2, 4, 5), torch.randn(2, 4, 7), False)
+        products(f"p{place}", torch.randn(2, 4, 5), torch.randn(2, 4, 7), None)
         assert len(pointers) == 1

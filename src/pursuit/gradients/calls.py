@@ -33,10 +33,12 @@ class Owner:
 
     Attributes:
         names: its own parameters' names → the model's names for them.
+        sketch: that projects its weight, if one does.
     """
 
     def __init__(self, module: nn.Module, names: dict[str, str], sketch: MatrixSketch | None) -> None:
-        self.module, self.names, self.sketch = module, names, sketch
+        self.module, self.names = module, names
+        self.sketch = sketch if sketch is not None and any(name in sketch for name in names.values()) else None
 
     def keep(self, shape: Sequence[int], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Kept:
         """What is needed of a call in a batch of (B, T) tokens."""
@@ -61,11 +63,10 @@ class LinearMap(Owner):
         super().__init__(module, names, sketch)
         self.input_side, self.output_side = (ROWS, COLUMNS) if isinstance(module, Conv1D) else (COLUMNS, ROWS)
         self.weight, self.bias = names.get("weight"), names.get("bias")
-        self.sketched = self.weight is not None and sketch is not None and self.weight in sketch
         self.narrows = False  # the input at once: a longer one need not be kept
-        if self.weight is not None and sketch is not None and self.sketched:
+        if self.weight is not None and self.sketch is not None:
             size: int = module.weight.shape[self.input_side]  # type: ignore[assignment,index]
-            self.narrows = sketch.width(self.weight, self.input_side, size) < size
+            self.narrows = self.sketch.width(self.weight, self.input_side, size) < size
 
     def keep(self, shape: Sequence[int], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Kept:
         """See `Owner`; (B, T, in) or narrower."""
@@ -82,12 +83,12 @@ class LinearMap(Owner):
             products.done(self.bias, gradient.float().sum(dim=1))
         if self.weight is None:
             return
-        if self.sketch is not None and self.sketched:
+        if self.sketch is not None:
             if not self.narrows:
                 kept = self.sketch.narrow(self.weight, self.input_side, kept)
             gradient = self.sketch.narrow(self.weight, self.output_side, gradient)
         rows, columns = (kept, gradient) if self.input_side == ROWS else (gradient, kept)
-        products(self.weight, rows, columns, self.sketched)
+        products(self.weight, rows, columns, self.sketch)
 
 
 class Embedding(Owner):
@@ -98,7 +99,7 @@ class Embedding(Owner):
         ids: Tensor | None = by_example(inputs[0], shape) if inputs else None
         if ids is None or ids.dim() != 2:
             return super().keep(shape, inputs, keywords)
-        if self.sketch is not None and self.names["weight"] in self.sketch:
+        if self.sketch is not None:
             rows: int = self.module.num_embeddings  # type: ignore[assignment]
             padding: int | None = self.module.padding_idx  # type: ignore[assignment]
             return self.sketch.narrow_ids(self.names["weight"], ids, rows, padding)
@@ -107,8 +108,8 @@ class Embedding(Owner):
     def gradients(self, kept: Tensor, gradient: Tensor, products: Products) -> None:
         """See `Owner`."""
         name = self.names["weight"]
-        if self.sketch is not None and name in self.sketch:
-            products(name, kept, self.sketch.narrow(name, COLUMNS, gradient), True)
+        if self.sketch is not None:
+            products(name, kept, self.sketch.narrow(name, COLUMNS, gradient), self.sketch)
         else:
             products.done(name, _embedding_gradients(self.module, kept, gradient))  # type: ignore[arg-type]
 

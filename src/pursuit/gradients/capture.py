@@ -104,7 +104,7 @@ class ExampleGradients:
         """
         ids = batch["input_ids"]
         put_off = (0 if ids.device.type == "cpu" else PUT_OFF) if self.put_off is None else self.put_off
-        capture = _Capture(self._owners, consume, tuple(ids.shape), self.sketch, put_off)
+        capture = _Capture(self._owners, consume, tuple(ids.shape), put_off)
         with _evaluation(self.model, self._modules, self._weights), torch.enable_grad(), capture:
             losses = example_losses(self.model, batch, head_apart=self._below_head, split=self._split)
             if losses.requires_grad:
@@ -136,11 +136,10 @@ class _Capture:
     """Hooks on the modules that own the parameters, for one batch and the duration of a `with`."""
 
     def __init__(
-        self, owners: Sequence[Owner], consume: Consume, shape: tuple[int, ...], sketch: MatrixSketch | None,
-        put_off: int,
+        self, owners: Sequence[Owner], consume: Consume, shape: tuple[int, ...], put_off: int
     ) -> None:  # fmt: skip
         self.owners, self.consume, self.shape = owners, consume, shape
-        self.products = Products(self._add, sketch, put_off)
+        self.products = Products(self._add, put_off)
         self.expected: dict[str, int] = {}  # how many contributions each parameter still gets (tied or reused weights)
         self.pending: dict[str, Tensor] = {}
         self.deferred: list[tuple[Owner, Inputs, Tensor]] = []
